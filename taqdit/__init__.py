@@ -1,0 +1,32 @@
+"""taqdit: time-aware quantization experiments for diffusion transformers on Apple MLX.
+
+    import taqdit
+    run = taqdit.launch(["experiment=dry_run"])
+    points = run.calibration()
+    points[0].latent, points[0].step, points[0].prompt
+
+Importing the package is light; each name loads what it needs when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from taqdit.calibration import CalibrationSet
+    from taqdit.runs import Run, launch, open_run
+
+__version__ = "0.1.0"
+__all__ = ["CalibrationSet", "Run", "__version__", "launch", "open_run"]
+
+_HOMES = {
+    "CalibrationSet": "taqdit.calibration",
+    "Run": "taqdit.runs",
+    "launch": "taqdit.runs",
+    "open_run": "taqdit.runs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'taqdit' has no attribute {name!r}")

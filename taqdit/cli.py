@@ -1,0 +1,57 @@
+"""The `taqdit` command: Hydra overrides run the application, a bare first word is a verb."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from taqdit.errors import ConfigError
+from taqdit.exits import exit_with
+
+
+def check(overrides: Sequence[str]) -> int:
+    """`taqdit check [overrides]`: report every problem of a configuration; runs nothing."""
+    from taqdit import config
+
+    config.raise_problems(config.check(config.compose_config(overrides)))
+    print("the configuration is sound")
+    return 0
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {"check": check}
+
+
+def application(arguments: Sequence[str]) -> int:
+    """Run the Hydra application. A plain run is checked before Hydra makes its folder."""
+    from taqdit import config, run
+
+    if all(is_override(argument) for argument in arguments):
+        config.raise_problems(config.check(config.compose_config(arguments)))
+    return run.application()
+
+
+def is_override(argument: str) -> bool:
+    """Whether an argument is a Hydra override, not one of Hydra's flags."""
+    return not argument.startswith("-") and ("=" in argument or argument.startswith(("~", "+")))
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """The exit code of a command line. Raises TaqditError."""
+    first = arguments[0] if arguments else ""
+    if first in VERBS:
+        return VERBS[first](arguments[1:])
+    if first and not first.startswith("-") and not is_override(first):
+        raise ConfigError(
+            f"{first!r} is neither a verb ({', '.join(VERBS)}) nor an override (key=value);"
+            " see taqdit --help"
+        )
+    return application(arguments)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    exit_with(lambda: dispatch(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

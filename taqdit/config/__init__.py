@@ -1,0 +1,31 @@
+"""The configuration: schemas, composition, `build`, `check`, and the plan they end in."""
+
+from taqdit.config import schema  # registers the schemas
+from taqdit.config.build import OPTION_MODULES, build, resolve
+from taqdit.config.check import GROUPS, Problem, check, plan, raise_problems
+from taqdit.config.compose import (
+    compose_config,
+    config_folder,
+    from_mapping,
+    hydra_complains,
+    one_line,
+    without_hydra,
+)
+
+__all__ = [
+    "GROUPS",
+    "OPTION_MODULES",
+    "Problem",
+    "build",
+    "check",
+    "compose_config",
+    "config_folder",
+    "from_mapping",
+    "hydra_complains",
+    "one_line",
+    "plan",
+    "raise_problems",
+    "resolve",
+    "schema",
+    "without_hydra",
+]

@@ -1,0 +1,96 @@
+"""From a config node to an object: `build`, and what it may reach.
+
+YAML never selects code by itself: a `_target_` names a public function of one of taqdit's option
+modules, or of a module that the environment variable TAQDIT_PLUGINS names.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+
+from taqdit.errors import ConfigError
+from taqdit.typecheck import describe_type, fits
+
+OPTION_MODULES = (
+    "taqdit.models.options",
+    "taqdit.prompts",
+    "taqdit.schedule",
+    "taqdit.sampler",
+    "taqdit.timestep_selection",
+    "taqdit.tracer",
+    "taqdit.plots",
+    "taqdit.tracking",
+)
+
+
+def allowed_modules() -> tuple[str, ...]:
+    """Option modules of taqdit, then those named by TAQDIT_PLUGINS (comma separated)."""
+    plugins = os.environ.get("TAQDIT_PLUGINS", "")
+    return OPTION_MODULES + tuple(name.strip() for name in plugins.split(",") if name.strip())
+
+
+def resolve(target: str) -> Any:
+    """The option function that `target` ('module.function') names.
+
+    Raises ConfigError unless the module is an option module, lists the name in `__all__`, and
+    defines the object itself: nothing that a module merely imported can be reached.
+    """
+    module_name, _, name = target.rpartition(".")
+    if module_name not in allowed_modules():
+        raise ConfigError(
+            f"_target_={target!r} is not an option of taqdit; use one of its option modules, or"
+            " name your own module in the environment variable TAQDIT_PLUGINS"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"_target_={target!r}: module cannot be imported ({error})") from error
+    option = getattr(module, name, None) if name in getattr(module, "__all__", ()) else None
+    if not inspect.isfunction(option) or option.__module__ != module_name:
+        raise ConfigError(f"_target_={target!r} is not a public option function of {module_name}")
+    return option
+
+
+def build(node: Mapping[str, Any]) -> Any:
+    """The object a config node describes: `_target_` called with the node's other keys.
+
+    With `_partial_: true` the function is bound, not called. Raises ConfigError or InputError.
+    """
+    target, arguments = _split(node)
+    if node.get("_partial_", False):
+        return functools.partial(target, **arguments)
+    return target(**arguments)
+
+
+def _split(node: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    arguments = plain(node)
+    target = resolve(str(arguments.pop("_target_", None)))
+    arguments.pop("_partial_", None)
+    problems = list(_signature_problems(target, arguments))
+    if problems:
+        raise ConfigError(*problems)
+    return target, arguments
+
+
+def plain(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A config node as resolved Python containers."""
+    if isinstance(node, DictConfig):
+        return dict(OmegaConf.to_container(node, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
+    return dict(node)
+
+
+def _signature_problems(target: Any, arguments: Mapping[str, Any]) -> Iterator[str]:
+    signature, hints = inspect.signature(target), get_type_hints(target)
+    for name, value in arguments.items():
+        if name not in signature.parameters:
+            known = ", ".join(signature.parameters)
+            yield f"{name}={value!r} is not an argument of {target.__name__}; it takes {known}"
+        elif name in hints and not fits(value, hints[name]):
+            yield f"{name}={value!r} must be {describe_type(hints[name])}"

@@ -1,0 +1,65 @@
+"""Composing with Hydra. Whatever Hydra may rename between versions stays in here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from taqdit.errors import ConfigError
+
+
+def config_folder() -> Path:
+    """The folder `conf/`: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    packaged = here / "conf"
+    return packaged if (packaged / "config.yaml").is_file() else here.parent / "conf"
+
+
+def compose_config(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
+    """The configuration that the command line `taqdit *overrides` would run.
+
+    Raises ConfigError for what Hydra refuses, in one line.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
+            return compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
+    except Exception as error:
+        if hydra_complains(error):
+            raise ConfigError(one_line(error)) from error
+        raise
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def hydra_complains(error: BaseException) -> bool:
+    """Whether `error` is Hydra's or OmegaConf's complaint about a configuration."""
+    return type(error).__module__.split(".")[0] in ("hydra", "omegaconf", "yaml", "antlr4")
+
+
+def one_line(error: BaseException) -> str:
+    """Hydra's message (and its cause's) without search paths and line breaks."""
+    parts = []
+    for each in (error, error.__cause__):
+        text = str(each) if each is not None else ""
+        kept = text.split("Config search path")[0].split("Set the environment variable")[0]
+        parts.append(" ".join(kept.split()))
+    return ". ".join(dict.fromkeys(part.rstrip(".") for part in parts if part))
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """The job's part of a configuration composed with Hydra's own node."""
+    job = config.copy()
+    OmegaConf.set_struct(job, False)
+    job.pop("hydra", None)
+    return job
+
+
+def from_mapping(config: Mapping[str, Any]) -> DictConfig:
+    """A resolved configuration, as run.json holds it, back as a config node."""
+    return OmegaConf.create(dict(config))

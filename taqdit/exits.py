@@ -1,0 +1,50 @@
+"""The outermost wrapper: one line per error, and the exit code of its kind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from taqdit.errors import ConfigError, TaqditError
+
+INTERRUPTED = 130
+
+
+def exit_with(command: Callable[[], int]) -> None:
+    """Run `command` and leave the process with its exit code, or that of the error it raised.
+
+    SIGTERM acts like Ctrl-C. A fault of ours keeps its traceback.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on instead of printing them
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = command()
+    except TaqditError as error:
+        for text in error.args:
+            print(f"taqdit: {text}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("taqdit: interrupted; what is published is kept, run again to go on", file=sys.stderr)
+        code = INTERRUPTED
+    except Exception as error:
+        code = _foreign(error)
+    logging.shutdown()
+    sys.exit(code)
+
+
+def _foreign(error: Exception) -> int:
+    """Hydra's complaint becomes one line."""
+    from taqdit.config import hydra_complains, one_line
+
+    if not hydra_complains(error):
+        raise error
+    print(f"taqdit: {one_line(error)}", file=sys.stderr)
+    return ConfigError.exit_code
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,51 @@
+"""Files of Hugging Face repositories: the cache first, then a download, then a clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from taqdit.errors import ModelError
+
+
+def locate(repo: str, file: str) -> Path | None:
+    """The file in the local cache, or None. No network, no error."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, file)
+    return Path(found) if isinstance(found, str) and Path(found).is_file() else None
+
+
+def fetch(repo: str, file: str) -> Path:
+    """The file, downloaded when the cache lacks it (and HF_HUB_OFFLINE is not set).
+
+    Raises ModelError.
+    """
+    if cached := locate(repo, file):
+        return cached
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, file))
+    except errors.GatedRepoError as error:
+        raise problem(repo, file, "is behind a licence that you have not accepted") from error
+    except errors.RepositoryNotFoundError as error:
+        raise problem(repo, file, "is in a repository that you cannot see") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise problem(repo, file, "is not on this machine and the hub is out of reach") from error
+    except errors.EntryNotFoundError as error:
+        raise problem(repo, file, "is not in the repository any more") from error
+    except OSError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise problem(repo, file, f"could not be downloaded ({reason})") from error
+
+
+def problem(repo: str, file: str, what: str, *, local: Path | None = None) -> ModelError:
+    """The error for a file that cannot be used: `what` is wrong, and how to get a good one."""
+    checkpoint = file.startswith("sd3")
+    own = "; or give a file of your own with model.local_ckpt=PATH" if checkpoint else ""
+    return ModelError(
+        f"{local or file} of {repo} {what}; to get the released file, accept the licence at"
+        f" https://huggingface.co/{repo} if it asks, run `hf auth login` (older tools:"
+        f" `huggingface-cli login`), then `hf download --force-download {repo} {file}`{own}"
+    )

@@ -1,0 +1,121 @@
+"""What one run is made from, as objects, and the fingerprints that name its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taqdit.models.options import ModelSpec
+from taqdit.plots import PlotOptions
+from taqdit.prompts import Prompts
+from taqdit.sampler import Sampler
+from taqdit.schedule import Schedule
+from taqdit.selection import Rule
+from taqdit.store import canonical_json, sha256_hex
+from taqdit.tracer import TracerOptions
+
+SCHEMA = 1  # of the stages' numbers: raise it when the same inputs give other bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked configuration as objects; `config` is the resolved mapping it came from."""
+
+    config: Mapping[str, Any]
+    model: ModelSpec
+    prompts: Prompts
+    schedule: Schedule
+    sampler: Sampler
+    select: Rule
+    tracer: TracerOptions
+    plots: PlotOptions
+    tracking: Any
+    stages: tuple[str, ...]
+    refresh: tuple[str, ...]
+    preflight: str
+    export: bool
+    allow_backend_change: bool
+    output_dir: Path
+    imported: Path | None
+
+    @property
+    def trajectories_computed(self) -> int:
+        """Trajectories in whole batches: at least the number asked for."""
+        return self.sampler.num_batches * self.sampler.batch_size
+
+    @property
+    def texts(self) -> list[str]:
+        """The unique prompts that the trajectories of this run use, in order."""
+        used = range(min(len(self.prompts.texts), self.trajectories_computed))
+        return list(dict.fromkeys(self.prompts.texts[i] for i in used))
+
+
+# Every config key is on one side: it changes a stage's numbers, or it cannot.
+NUMERIC = (
+    "model._target_",
+    "model.use_t5",
+    "model.w16",
+    "model.a16",
+    "model.latent_size",
+    "prompts._target_",
+    "prompts.num",
+    "schedule._target_",
+    "schedule.num_steps",
+    "schedule.shift",
+    "sampler._target_",
+    "sampler.cfg_scale",
+    "sampler.seed",
+    "sampler.batch_size",
+)
+COSMETIC = (
+    "model.local_ckpt",  # the digest of its weights counts, not its path
+    "model.low_memory",
+    "prompts.path",  # the texts in it count
+    "sampler.num_trajectories",  # an extent: asking for more adds shards
+    "sampler.images",
+    "timestep_selection",  # a view of the trajectories
+    "tracer",
+    "plots",
+    "tracking",
+    "stages",
+    "refresh",
+    "preflight",
+    "allow_backend_change",
+    "output_dir",
+    "calibration",
+    "analysis",
+    "inputs",
+)
+
+
+def conditioning_inputs(plan: Plan) -> dict[str, Any]:
+    """Everything that can change a conditioning row, but the text itself."""
+    return {
+        "schema": SCHEMA,
+        "model": plan.model.name,
+        "options": dict(plan.model.options),
+        "weights": plan.model.weights(),
+    }
+
+
+def trajectory_inputs(plan: Plan) -> dict[str, Any]:
+    """Everything that can change a latent of trajectory i."""
+    return {
+        **conditioning_inputs(plan),
+        "latent_shape": list(plan.model.latent_shape),
+        "prompts": list(plan.prompts.texts),
+        "prompt_seeds": list(plan.prompts.seeds),
+        "num_steps": plan.schedule.num_steps,
+        "shift": plan.schedule.shift,
+        "solver": plan.sampler.name,
+        "cfg_scale": plan.sampler.cfg_scale,
+        "seed": plan.sampler.seed,
+        "batch_size": plan.sampler.batch_size,
+    }
+
+
+def fingerprint(inputs: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of a stage's inputs, 64 hex digits."""
+    return sha256_hex(canonical_json(inputs).encode())

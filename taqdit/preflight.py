@@ -1,0 +1,132 @@
+"""What a run would compute and write, stated before the first forward.
+
+Only shapes and counts are used, so that it works without the weights at hand.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from taqdit.errors import StorageError
+from taqdit.plan import Plan
+
+FLOAT32 = 4
+FLOAT16 = 2
+PNG_BYTES_PER_VALUE = 1.0  # uncompressed pixels: an upper bound for pictures
+RESERVE = 64 * 2**20  # left free on the disk: figures, logs, the W&B file
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Counts, and bytes as they will lie on the disk."""
+
+    points: int
+    trajectories: int
+    forwards: int
+    rows_per_forward: int
+    conditioning_bytes: int
+    trajectory_bytes: int
+    picture_bytes: int
+    export_bytes: int
+    free_bytes: int
+    peak_memory_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything that a run which reuses nothing writes."""
+        return (
+            self.conditioning_bytes + self.trajectory_bytes + self.picture_bytes + self.export_bytes
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "total_bytes": self.total_bytes}
+
+
+def estimate(plan: Plan, *, free_bytes: int) -> Estimate:
+    """The work and the bytes of a run from scratch."""
+    model, sampler = plan.model, plan.sampler
+    per_trajectory = points_per_trajectory(plan)
+    latent = model.latent_shape[0] * model.latent_shape[1] * model.latent_shape[2]
+    height, width, colours = model.image_shape
+    texts = len(plan.texts) + 1
+    row = model.num_text_tokens * model.token_width + model.pooled_width
+    points = sampler.num_trajectories * per_trajectory
+    trajectories = plan.trajectories_computed
+    pictures = trajectories * height * width * colours if sampler.images else 0
+    exported = points * (latent * FLOAT32 + FLOAT16 + FLOAT32)
+    exported += 2 * len(plan.prompts.texts) * row * FLOAT16
+    return Estimate(
+        points=points,
+        trajectories=trajectories,
+        forwards=sampler.num_batches * sampler.evaluations(plan.schedule.num_steps),
+        rows_per_forward=2 * sampler.batch_size,
+        conditioning_bytes=texts * row * (FLOAT16 if model.w16 else FLOAT32),
+        trajectory_bytes=trajectories * (plan.schedule.num_steps + 1) * latent * FLOAT32,
+        picture_bytes=int(pictures * PNG_BYTES_PER_VALUE),
+        export_bytes=exported if plan.export else 0,
+        free_bytes=free_bytes,
+        peak_memory_bytes=model.peak_bytes(sampler.batch_size, num_steps=plan.schedule.num_steps),
+    )
+
+
+def points_per_trajectory(plan: Plan) -> int:
+    """Calibration points that one trajectory gives."""
+    selection = plan.select(
+        num_steps=plan.schedule.num_steps,
+        sigmas=plan.schedule.sigmas(),
+        trajectory=0,
+        seed=plan.sampler.seed,
+    )
+    return int(selection.counts.sum())
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space on the disk that holds `folder`, which need not exist yet."""
+    existing = folder.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def refuse_full_disk(found: Estimate, *, needed: int, folder: Path) -> None:
+    """Raise StorageError if `needed` bytes and a reserve do not fit."""
+    if needed + RESERVE > found.free_bytes:
+        raise StorageError(
+            f"the disk of {folder} has {size(found.free_bytes)} free and the run writes about"
+            f" {size(needed)} (and keeps {size(RESERVE)} free); free some space, set output_dir,"
+            " or lower sampler.num_trajectories"
+        )
+
+
+def describe(found: Estimate) -> str:
+    """The estimate as the lines that are shown before a run."""
+    parts = [
+        f"conditioning {size(found.conditioning_bytes)}",
+        f"trajectories {size(found.trajectory_bytes)}",
+    ]
+    if found.picture_bytes:
+        parts.append(f"pictures at most {size(found.picture_bytes)}")
+    if found.export_bytes:
+        parts.append(f"calibration.npz {size(found.export_bytes)}")
+    return "\n".join(
+        [
+            f"points    {found.points:,} calibration points of {found.trajectories:,} trajectories",
+            f"forwards  {found.forwards:,} of {found.rows_per_forward} rows",
+            f"writes    {size(found.total_bytes)} ({found.total_bytes:,} bytes): "
+            + ", ".join(parts),
+            f"disk      {size(found.free_bytes)} free",
+            f"memory    about {size(found.peak_memory_bytes)} at the peak",
+        ]
+    )
+
+
+def size(count: int) -> str:
+    """Bytes in words, in powers of 1000."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"

@@ -1,0 +1,159 @@
+"""Publishing: a file exists under its name whole and durable, or not at all.
+
+Nothing else in the package opens a file for writing, but for claims and journals next door. What
+publishing does to the disk goes through `current`, which tests replace to fail at any operation.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from taqdit.errors import StorageError
+from taqdit.store.lock import UNSUPPORTED, hold, is_at, try_hold
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Disk:
+    """The six operations that publishing consists of."""
+
+    def open_exclusive(self, path: Path) -> BinaryIO:
+        """A new file, locked until it is closed. FileExistsError when a living process has it."""
+        while True:
+            discard_dead(path)
+            file = path.open("xb")
+            hold(file)
+            if is_at(file, path):
+                return file
+            file.close()  # swept away before it was locked
+
+    def write(self, file: BinaryIO, write: Callable[[BinaryIO], object]) -> None:
+        """Let `write` fill the file. It is buffered: a bare `os.write` returns short when full."""
+        write(file)
+        file.flush()
+
+    def sync(self, file: BinaryIO) -> None:
+        _sync(file.fileno())
+
+    def replace(self, source: Path, target: Path) -> None:
+        source.replace(target)
+
+    def sync_dir(self, folder: Path) -> None:
+        """Make the names in a folder durable, where the file system knows how."""
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _sync(descriptor)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+        finally:
+            os.close(descriptor)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+
+current = Disk()
+
+
+def publish(path: Path, write: Callable[[BinaryIO], object], *, size_hint: int = 0) -> None:
+    """Put a file at `path`, replacing any: `write(file)` fills it, then it appears in one step.
+
+    When this returns, the file is durable; when it raises, `path` is as before and no temporary
+    file is left. `size_hint` is the expected size in bytes. StorageError when the disk cannot take
+    it, or less than twice the hint is free.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with guarded("write", path):
+        _require_space(path, 2 * size_hint)
+        with current.open_exclusive(temporary) as file:
+            try:
+                current.write(file, write)
+                current.sync(file)
+                # Still open, so still locked: nobody takes the file for a dead process's.
+                current.replace(temporary, path)
+                current.sync_dir(path.parent)
+            except BaseException:
+                with suppress(OSError):
+                    current.unlink(temporary)
+                raise
+
+
+def publish_bytes(path: Path, data: bytes) -> None:
+    """Publish `data`."""
+    publish(path, lambda file: file.write(data), size_hint=len(data))
+
+
+def publish_json(path: Path, value: object) -> None:
+    """Publish JSON for people to read. ValueError for NaN and infinity, before any writing."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    publish_bytes(path, (text + "\n").encode())
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and the missing ones above it, durably."""
+    with guarded("create", path):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            current.sync_dir(folder.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file within its folder, durably."""
+    with guarded("rename", source):
+        current.replace(source, target)
+        current.sync_dir(source.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, durably; one that is not there is no error."""
+    if path.exists():
+        with guarded("remove", path):
+            current.unlink(path)
+            current.sync_dir(path.parent)
+
+
+def discard_dead(path: Path) -> None:
+    """Remove a temporary or claim file whose owner is dead; a living owner's stays."""
+    with guarded("clear away", path), suppress(FileNotFoundError), path.open("r+b") as file:
+        if try_hold(file, without_locks=False) and is_at(file, path):
+            path.unlink()
+
+
+@contextmanager
+def guarded(action: str, path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into a StorageError of one line."""
+    try:
+        yield
+    except OSError as error:
+        advice = "free some space" if error.errno in _FULL else "check the path and its permissions"
+        reason = error.strerror or str(error)
+        raise StorageError(f"cannot {action} {path}: {reason}; {advice}") from error
+
+
+def _require_space(path: Path, needed: int) -> None:
+    if needed and (free := shutil.disk_usage(path.parent).free) < needed:
+        raise StorageError(
+            f"cannot write {path}: {free:,} bytes are free, at least {needed:,} (twice its size) "
+            "are needed; free some space or use another output_dir"
+        )
+
+
+def _sync(descriptor: int) -> None:
+    # On macOS fsync stops at the drive's cache; only F_FULLFSYNC goes through it.
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    if full_sync is not None:
+        try:
+            fcntl.fcntl(descriptor, full_sync)
+            return
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+    os.fsync(descriptor)

@@ -1,0 +1,50 @@
+"""Which files have a living owner: one that holds the file's lock.
+
+The kernel drops a lock when its holder dies, in whatever way, so nobody has to guess from process
+numbers (which are used again, and mean nothing on another host) whether an owner is still there.
+A file system without locks leaves each caller to say what it does then; what is published stays
+right in any case.
+"""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+# What file systems answer to a call they do not have.
+UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY}
+_NO_LOCKS = UNSUPPORTED | {errno.ENOLCK}
+
+
+def hold(file: BinaryIO) -> None:
+    """Lock an open file until it is closed, waiting for whoever holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def try_hold(file: BinaryIO, *, without_locks: bool) -> bool:
+    """Lock an open file until it is closed; False when another open file holds it.
+
+    `without_locks` is the answer on a file system that has none.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return without_locks
+    return True
+
+
+def is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether `path` still names the open file (it may have been unlinked, or made anew)."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

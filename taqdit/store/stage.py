@@ -1,0 +1,213 @@
+"""A stage's folder: named by what went into it, resumed from what is there, sealed when done."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from taqdit.errors import CorruptError, StorageError
+from taqdit.store import disk
+from taqdit.store.claim import claim
+from taqdit.store.digest import canonical_json, corrupt, read_stamped, sha256_file, stamp
+from taqdit.store.shard import verify_shard
+
+SCHEMA = 1
+_STAGE = "stage.json"
+_SEAL = "SEALED.json"
+_DATA = (".safetensors", ".png")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One folder `<root>/<name>/<first 12 digits of the fingerprint>`; made by `open` or `find`.
+
+    The listing is the ledger: a unit is done when its file is there and verifies. `moved_aside`
+    names the files, with reasons, that this object found corrupt.
+    """
+
+    folder: Path
+    name: str
+    fingerprint: str
+    moved_aside: list[tuple[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        name: str,
+        *,
+        fingerprint: str,
+        inputs: Mapping[str, Any],
+        backend: Mapping[str, Any],
+    ) -> "Stage":
+        """Find or make the folder, with its stage.json, and clear what dead writers left.
+
+        `inputs` is what the fingerprint was taken of, `backend` what computes on this machine.
+        StorageError when the folder belongs to another fingerprint, CorruptError when stage.json
+        is damaged, or missing though there is data.
+        """
+        stage = cls(_folder(root, name, fingerprint), name, fingerprint)
+        disk.make_folder(stage.folder)
+        for leftover in stage.folder.glob(".*.tmp"):
+            disk.discard_dead(leftover)
+        if not stage.path(_STAGE).exists():
+            stage._found(inputs, backend)
+        stage._document()
+        return stage
+
+    @classmethod
+    def find(cls, root: Path, name: str, fingerprint: str) -> "Stage | None":
+        """The stage if it exists, to read. Nothing is made; errors as `open`."""
+        stage = cls(_folder(root, name, fingerprint), name, fingerprint)
+        if not stage.path(_STAGE).exists():
+            return None
+        stage._document()
+        return stage
+
+    def path(self, file_name: str) -> Path:
+        """Where a file of the stage is, or is to be published."""
+        return self.folder / file_name
+
+    def names(self, suffix: str = "") -> list[str]:
+        """The published data files (shards and images) whose names end so, sorted."""
+        with disk.guarded("list", self.folder):
+            names = [path.name for path in self.folder.iterdir() if path.suffix in _DATA]
+        return sorted(n for n in names if n.endswith(suffix) and not n.startswith("."))
+
+    def admit(self, backend: Mapping[str, Any], *, allow_change: bool) -> None:
+        """Ask leave to compute on this backend; call it before computing what is missing.
+
+        A stage with data from other backends is not continued (StorageError) unless
+        `allow_change`; stage.json then names this one too, for ever. The seal is taken off.
+        """
+        document = self._document()
+        backends = document["backends"]
+        if not _among(backend, backends):
+            if not self.names():
+                backends.clear()
+            elif not allow_change:
+                raise StorageError(
+                    f"{self.folder} was made on {_described(*backends)}, this is "
+                    f"{_described(backend)}; continue it there, or mix them with "
+                    "allow_backend_change=true"
+                )
+            backends.append(backend)
+            disk.publish_json(self.path(_STAGE), stamp(document))
+        disk.remove(self.path(_SEAL))
+
+    def backend_note(self, backend: Mapping[str, Any]) -> str | None:
+        """ "made on ..." when any of the stage was, or may have been, made on another backend."""
+        backends = self._document()["backends"]
+        if len(backends) == 1 and _among(backend, backends):
+            return None
+        return f"made on {_described(*backends)}"
+
+    def valid(
+        self, names: Iterable[str], verify: Callable[[Path], object] = verify_shard
+    ) -> set[str]:
+        """Those of `names` that exist and that `verify` accepts.
+
+        One for which it raises CorruptError is logged and moved aside.
+        """
+        there = set(self.names())
+        return {name for name in names if name in there and self._verifies(name, verify)}
+
+    def quarantine(self, file_name: str, reason: str) -> Path:
+        """Rename a file to the first free `<name>.bad-<n>`, and take the seal off."""
+        disk.remove(self.path(_SEAL))
+        candidates = (self.path(f"{file_name}.bad-{n}") for n in count(1))
+        target = next(path for path in candidates if not path.exists())
+        disk.move(self.path(file_name), target)
+        self.moved_aside.append((file_name, reason))
+        _log.warning("%s is moved aside to %s: %s", file_name, target, reason)
+        return target
+
+    def seal(self) -> None:
+        """List every data file with its sha256 in SEALED.json: the stage is complete."""
+        for leftover in self.folder.glob("*.claim"):
+            disk.discard_dead(leftover)
+        files = [[name, sha256_file(self.path(name))] for name in self.names()]
+        disk.publish_json(self.path(_SEAL), stamp({"schema": SCHEMA, "files": files}))
+
+    @property
+    def seal_list(self) -> dict[str, str] | None:
+        """File name -> sha256 as sealed; None without a seal that is intact."""
+        if not self.path(_SEAL).exists():
+            return None
+        try:
+            seal = read_stamped(self.path(_SEAL))
+        except CorruptError as error:
+            _log.warning("%s", error)
+            return None
+        return dict(seal["files"]) if seal.get("schema") == SCHEMA else None
+
+    def unsealed_or_changed(self, names: Iterable[str]) -> bool:
+        """Whether to seal (again): the seal does not list exactly the data files there are, or
+        one of `names` is not among them."""
+        sealed = self.seal_list
+        return sealed is None or set(self.names()) != set(sealed) or not set(names) <= set(sealed)
+
+    def claim(self, unit: str) -> AbstractContextManager[bool]:
+        """Claim a unit of work for a `with` block; True when obtained.
+
+        False: a living process is at it (or was: look for its file before waiting on).
+        """
+        return claim(self.path(f"{unit}.claim"))
+
+    def _found(self, inputs: Mapping[str, Any], backend: Mapping[str, Any]) -> None:
+        if self.names():
+            raise corrupt(self.folder, f"it holds data but no {_STAGE}")
+        document = {
+            "schema": SCHEMA,
+            "stage": self.name,
+            "fingerprint": self.fingerprint,
+            "inputs": inputs,
+            "backends": [backend],
+        }
+        disk.publish_json(self.path(_STAGE), stamp(document))
+
+    def _document(self) -> dict[str, Any]:
+        """stage.json as it is now: another process may have added its backend."""
+        path = self.path(_STAGE)
+        document = read_stamped(path)
+        if document.get("schema") != SCHEMA:
+            raise StorageError(
+                f"{path} has schema {document.get('schema')!r}, this version reads {SCHEMA}; "
+                "use another output_dir"
+            )
+        if document["fingerprint"] != self.fingerprint:
+            raise StorageError(
+                f"{path} belongs to fingerprint {document['fingerprint']}, not "
+                f"{self.fingerprint}; move its folder away, or use another output_dir"
+            )
+        return document
+
+    def _verifies(self, name: str, verify: Callable[[Path], object]) -> bool:
+        path = self.path(name)
+        try:
+            verify(path)
+            return True
+        except CorruptError as error:
+            if path.exists():  # else another process was quicker
+                self.quarantine(name, str(error))
+        except StorageError:
+            if path.exists():
+                raise
+        return False
+
+
+def _folder(root: Path, name: str, fingerprint: str) -> Path:
+    return root / name / fingerprint[:12]
+
+
+def _among(backend: Mapping[str, Any], backends: Iterable[Mapping[str, Any]]) -> bool:
+    return canonical_json(backend) in map(canonical_json, backends)
+
+
+def _described(*backends: Mapping[str, Any]) -> str:
+    each = (", ".join(f"{key} {value}" for key, value in backend.items()) for backend in backends)
+    return " and ".join(f"({text})" for text in each)

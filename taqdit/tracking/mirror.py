@@ -1,0 +1,234 @@
+"""The mirror of a run in Weights & Biases. The only file that imports wandb.
+
+The run never waits for W&B and never fails with it: all calls are made by one worker thread
+under time limits, and the first one that fails ends the mirror with one line of warning.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taqdit.tracking.exits import ExitGuard
+from taqdit.tracking.plain import merge_bins
+from taqdit.tracking.secrets import mask_text
+from taqdit.tracking.tracker import RunInfo
+from taqdit.tracking.worker import Worker, describe
+
+_log = logging.getLogger(__name__)
+MAX_BINS = 512  # W&B takes no longer histogram
+MAX_NAME = 64  # of a tag, a job type
+X_AXES = ("sigma", "timestep", "step")  # what curves are drawn against, by preference
+CHECKSUM_BYTES = 64 * 2**20  # larger references are identified by their address alone
+
+
+@dataclass(frozen=True)
+class MirrorOptions:
+    """How to reach W&B, and for how many seconds to wait for it."""
+
+    project: str
+    entity: str | None
+    online: bool
+    init_timeout: float
+    call_timeout: float
+    finish_timeout: float
+    queue_size: int
+
+
+class WandbSink:
+    """Forwards events to a W&B run of its own."""
+
+    def __init__(self, run: RunInfo, options: MirrorOptions) -> None:
+        self._options, self._call = options, _Calls(run, options)
+        self._worker = Worker("wandb", capacity=options.queue_size, report=self._give_up)
+        _guard().opened(self._abandon)
+        self._worker.submit("init", self._call.open, limit=options.init_timeout)
+        # Two threads importing at once can meet half-made modules, so this one waits for that
+        # part of the start, and for no other.
+        self._call.imported.wait(options.init_timeout)
+        self._worker.working()
+
+    @property
+    def location(self) -> str:
+        """The run's address online, its folder offline; empty before W&B has started."""
+        return self._call.location
+
+    def emit(self, kind: str, fields: dict[str, Any]) -> None:
+        """Queues the event, or counts it as dropped."""
+        call = getattr(self._call, kind)
+        self._worker.submit(kind, lambda: call(**fields), limit=self._options.call_timeout)
+
+    def finish(self, ok: bool) -> None:
+        """Waits for a start still under way, then at most `finish_timeout` seconds."""
+        while self._worker.working() and not self._call.opened.wait(0.05):
+            pass  # bounded by init_timeout: `working` watches it
+        limit = self._options.finish_timeout
+        self._worker.close("finish", lambda: self._call.close(ok), limit=limit)
+        _guard().closed(self._abandon)
+        if self._worker.dropped:
+            _log.warning(
+                "W&B: %d records came faster than it took them and are in events.jsonl only",
+                self._worker.dropped,
+            )
+
+    def _abandon(self) -> None:
+        self.finish(False)
+
+    def _give_up(self, reason: str) -> None:
+        _guard().distrust()
+        rest = f"; what it took: wandb sync {self._call.folder}" if self._call.folder else ""
+        _log.warning("W&B: %s; from here on events.jsonl alone%s", mask_text(reason), rest)
+
+
+class _Calls:
+    """What the worker does, one method per kind of event. Used by its thread alone."""
+
+    def __init__(self, run: RunInfo, options: MirrorOptions) -> None:
+        self.imported, self.opened = threading.Event(), threading.Event()
+        self.location = self.folder = ""
+        self._info, self._options = run, options
+        self._wandb: Any = None
+        self._run: Any = None
+        self._defined: set[str] = set()
+
+    def open(self) -> None:
+        if not self._options.online:
+            # Or W&B's own telemetry would reach for the network when the process exits.
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        try:
+            import wandb
+        finally:
+            self.imported.set()
+        self._wandb = wandb
+        before = sys.exit, sys.excepthook
+        self._run = self._init()
+        _restore(*before)
+        _guard().arm()
+        self.folder = str(Path(self._run.dir).parent)
+        self.location = self._run.url if self._options.online else self.folder
+        self.opened.set()
+
+    def scalars(self, axis: dict[str, Any], values: dict[str, Any]) -> None:
+        self._define(values, axis)
+        self._run.log(axis | values)
+
+    def histogram(
+        self, name: str, axis: dict[str, Any], counts: list[Any], edges: list[Any]
+    ) -> None:
+        bins = merge_bins(np.asarray(counts), np.asarray(edges, dtype=float), most=MAX_BINS)
+        self._define([name], axis)
+        self._run.log(axis | {name: self._wandb.Histogram(np_histogram=bins)})
+
+    def curves(self, name: str, x_name: str, x: list[Any], ys: dict[str, list[Any]]) -> None:
+        self._define([f"{name}/{key}" for key in ys], {x_name: 0.0})
+        for i, at in enumerate(x):
+            self._run.log({x_name: at, **{f"{name}/{key}": y[i] for key, y in ys.items()}})
+        if x and ys:
+            self._run.log({name: self._chart(name, x_name, x, ys)})
+
+    def table(self, name: str, columns: list[Any], rows: list[Any]) -> None:
+        table = self._wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
+        self._run.log({name: table})
+
+    def image(self, name: str, path: str, caption: str) -> None:
+        self._run.log({name: self._wandb.Image(path, caption=caption or None)})
+
+    def artifact(self, name: str, type: str, path: str, metadata: dict[str, Any]) -> None:
+        artifact = self._wandb.Artifact(_artifact_name(name), type=type, metadata=metadata)
+        where = Path(path).resolve()
+        artifact.add_reference(where.as_uri(), checksum=_bytes(where) <= CHECKSUM_BYTES)
+        self._run.log_artifact(artifact, aliases=["latest"])
+
+    def uses(self, name: str, type: str) -> None:
+        """Lineage is W&B's to draw, online only; one that it does not know yet is no failure."""
+        if not self._options.online:
+            return
+        try:
+            self._run.use_artifact(f"{_artifact_name(name)}:latest", type=type)
+        except (self._wandb.errors.CommError, ValueError) as error:
+            _log.info("W&B: no artifact %s to link to (%s)", name, describe(error))
+
+    def summary(self, values: dict[str, Any]) -> None:
+        self._run.summary.update(values)
+
+    def close(self, ok: bool) -> None:
+        self._run.finish(exit_code=0 if ok else 1)
+
+    def _init(self) -> Any:
+        info, options, wandb = self._info, self._options, self._wandb
+        settings = wandb.Settings(
+            init_timeout=options.init_timeout,
+            silent=True,
+            console="off",
+            reinit="create_new",
+            save_code=False,
+            symlink=False,
+            disable_code=True,
+            disable_git=True,
+            label_disable=True,
+            x_disable_stats=True,
+            x_disable_meta=True,  # it holds the command line, and that may hold anything
+        )
+        wandb.setup(settings=wandb.Settings(silent=True))
+        return wandb.init(
+            project=options.project,
+            entity=options.entity,
+            dir=str(info.folder),
+            mode="online" if options.online else "offline",
+            id=info.run_id,
+            resume="never",
+            name=info.name,
+            group=info.group,
+            job_type=info.job_type and info.job_type[:MAX_NAME],
+            tags=[tag[:MAX_NAME] for tag in info.tags],
+            config=dict(info.config),
+            settings=settings,
+        )
+
+    def _chart(self, name: str, x_name: str, x: list[Any], ys: dict[str, list[Any]]) -> Any:
+        keys, values = list(ys), list(ys.values())
+        return self._wandb.plot.line_series(xs=x, ys=values, keys=keys, title=name, xname=x_name)
+
+    def _define(self, names: Any, axis: dict[str, Any]) -> None:
+        """Tells W&B once per name what it is drawn against."""
+        along = next((x for x in X_AXES if x in axis), next(iter(axis), None))
+        for name in [name for name in axis if name not in self._defined]:
+            self._run.define_metric(name, hidden=True)
+            self._defined.add(name)
+        for name in [name for name in names if name not in self._defined]:
+            self._run.define_metric(name, step_metric=along)
+            self._defined.add(name)
+
+
+_guards: dict[int, ExitGuard] = {}
+
+
+def _guard() -> ExitGuard:
+    """This process's guard, made with its first mirror."""
+    if os.getpid() not in _guards:
+        _guards[os.getpid()] = ExitGuard("wandb", "opentelemetry", limit=10.0)
+    return _guards[os.getpid()]
+
+
+def _restore(exit_function: Any, excepthook: Any) -> None:
+    """Takes back the two functions that wandb replaces to learn the exit code: it is told it."""
+    for name, before in (("exit", exit_function), ("excepthook", excepthook)):
+        if (getattr(getattr(sys, name), "__module__", None) or "").startswith("wandb."):
+            setattr(sys, name, before)
+
+
+def _artifact_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)[:128]
+
+
+def _bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,0 +1,81 @@
+"""Nothing that looks like a key is ever written down."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MASK = "***"
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_KEYS = {"key", "token", "apikey", "apitoken"}
+_PASSWORDS = {
+    "secret",
+    "secrets",
+    "password",
+    "passwords",
+    "passwd",
+    "passphrase",
+    "credential",
+    "credentials",
+}
+_LOOKS_LIKE_A_KEY = re.compile(
+    r"(?<![0-9A-Za-z])(?:[0-9a-fA-F]{40}(?![0-9A-Za-z])"
+    r"|wandb_v\d_[\w-]{20,}|hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[\w-]{20,})"
+)
+_URL_LOGIN = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_SHORTEST_ENV_SECRET = 16  # shorter values ("disabled") are words that occur by chance
+
+
+def mask_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy of `config` in which everything that looks like a secret is `***`.
+
+    Masked are text under a name with the word key, token, secret, password or credential in it
+    (numbers too for the last three), 40 hexadecimal digits, the usual token prefixes, logins
+    inside addresses, and the values of environment variables with such a name.
+    """
+    known = environment_secrets()
+    return {str(name): _masked(value, str(name), known) for name, value in config.items()}
+
+
+def mask_text(text: str) -> str:
+    """`text` without what looks like a key."""
+    return _clean(text, environment_secrets())
+
+
+def environment_secrets() -> tuple[str, ...]:
+    """Values of the environment variables whose name says that they are secret."""
+    return tuple(
+        value
+        for name, value in os.environ.items()
+        if len(value) >= _SHORTEST_ENV_SECRET and _words(name) & (_KEYS | _PASSWORDS)
+    )
+
+
+def _masked(value: Any, name: str, known: tuple[str, ...]) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _masked(v, _path(name, str(k)), known) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(item, name, known) for item in value]
+    if isinstance(value, str | bytes):
+        text = value if isinstance(value, str) else value.decode("utf-8", "replace")
+        return MASK if text and _words(name) & (_KEYS | _PASSWORDS) else _clean(text, known)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return MASK if _words(name) & _PASSWORDS else value
+    return value
+
+
+def _path(parent: str, name: str) -> str:
+    """What stands below a secret name is secret too."""
+    return f"{parent}.{name}" if _words(parent) & (_KEYS | _PASSWORDS) else name
+
+
+def _words(name: str) -> set[str]:
+    return {word.lower() for word in _WORD.findall(name)}
+
+
+def _clean(text: str, known: tuple[str, ...]) -> str:
+    for secret in known:
+        text = text.replace(secret, MASK)
+    return _URL_LOGIN.sub(MASK, _LOOKS_LIKE_A_KEY.sub(MASK, text))

@@ -1,0 +1,122 @@
+"""What a run may say about itself, whoever listens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from taqdit.tracking.plain import plain
+from taqdit.tracking.secrets import mask_secrets
+
+Numbers = Sequence[float] | np.ndarray
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Who is being tracked. `run_id` belongs to this run alone and is never used again."""
+
+    folder: Path
+    run_id: str
+    name: str
+    group: str | None = None
+    job_type: str | None = None
+    tags: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Sink(Protocol):
+    """One listener. What it is told is plain (JSON's types), free of secrets and its own copy."""
+
+    @property
+    def location(self) -> str:
+        """Where to look at what was tracked: a path or an address; empty if nowhere (yet)."""
+        ...
+
+    def emit(self, kind: str, fields: dict[str, Any]) -> None:
+        """One event; `kind` and `fields` are a method of Tracker and its arguments."""
+        ...
+
+    def finish(self, ok: bool) -> None:
+        """No event comes after this."""
+        ...
+
+
+class Tracker:
+    """A run's numbers on their way to any number of sinks, none of which can stop the run.
+
+    `axis` says where on the trajectory a value was taken, e.g. {"step": 3, "sigma": 0.9,
+    "timestep": 900.0}; numbers may be Python's or numpy's. Nothing waits for a network. After
+    `finish` everything is ignored. Raises StorageError if the disk is full, and ValueError if
+    lengths do not fit together.
+    """
+
+    def __init__(self, *sinks: Sink) -> None:
+        self._sinks = sinks
+        self._finished = False
+
+    @property
+    def location(self) -> str:
+        """Where to look at what was tracked; empty if nowhere."""
+        return ", ".join(place for sink in self._sinks if (place := sink.location))
+
+    def scalars(self, values: Mapping[str, float], *, axis: Mapping[str, float]) -> None:
+        """All numbers of one point in one call: each call is a row."""
+        self._tell("scalars", axis=axis, values=values)
+
+    def histogram(
+        self,
+        name: str,
+        counts: Numbers,
+        edges: Numbers,
+        *,
+        axis: Mapping[str, float],
+    ) -> None:
+        """A histogram already counted: `counts` (k,), `edges` (k + 1,) increasing."""
+        if len(edges) != len(counts) + 1:
+            raise ValueError(f"{name}: {len(counts)} counts need one more edge, not {len(edges)}")
+        self._tell("histogram", name=name, axis=axis, counts=counts, edges=edges)
+
+    def curves(self, name: str, *, x: Numbers, ys: Mapping[str, Numbers], x_name: str) -> None:
+        """Whole curves at once, each as long as `x`; they need no `scalars` besides."""
+        for key, y in ys.items():
+            if len(y) != len(x):
+                raise ValueError(f"{name}/{key}: {len(y)} values for {len(x)} of {x_name}")
+        self._tell("curves", name=name, x_name=x_name, x=x, ys=ys)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Rows of plain values, one per column."""
+        if wrong := [row for row in rows if len(row) != len(columns)]:
+            raise ValueError(f"{name}: {len(columns)} columns, but a row has {len(wrong[0])}")
+        self._tell("table", name=name, columns=columns, rows=rows)
+
+    def image(self, name: str, path: Path, caption: str = "") -> None:
+        """An image file that exists by now and stays."""
+        self._tell("image", name=name, path=path, caption=caption)
+
+    def artifact(self, name: str, *, kind: str, path: Path, metadata: Mapping[str, Any]) -> None:
+        """A reference to a file or folder; nothing is copied."""
+        self._tell("artifact", name=name, type=kind, path=path, metadata=metadata)
+
+    def uses(self, name: str, *, kind: str) -> None:
+        """This run read the artifact `name`, which it or another run made."""
+        self._tell("uses", name=name, type=kind)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Final values; later ones add to or replace earlier ones."""
+        self._tell("summary", values=values)
+
+    def finish(self, *, ok: bool) -> None:
+        """Ends the record, after a bounded wait for slow sinks. A second call does nothing."""
+        if not self._finished:
+            self._finished = True
+            for sink in self._sinks:
+                sink.finish(ok)
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        if not self._finished and self._sinks:
+            for sink in self._sinks:
+                sink.emit(kind, mask_secrets(plain(fields)))

@@ -1,0 +1,186 @@
+"""Trajectories: the latents of every step, from noise to image, as one shard each.
+
+Sampling is a generator over the steps of a batch; the caller decides what to keep and when to
+stop. Shapes: a batch of N latents is (N, h, w, 16); a stored trajectory is (num_steps + 1, h, w,
+16), float32, the last one the final latent that the VAE decodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from taqdit.errors import NumericError
+from taqdit.prompts import Prompts
+from taqdit.sampler import Sampler
+from taqdit.store import Stage, read_shard, sha256_hex, write_shard
+
+KIND = "trajectory"
+
+Guided = Callable[[Sequence[str]], tuple[Any, Any]]
+
+
+def shard_name(index: int) -> str:
+    """File name of trajectory `index`."""
+    return f"{index:06d}.safetensors"
+
+
+def batch_indices(batch: int, size: int) -> range:
+    """The trajectories of a batch: always `size` of them, whatever is asked for."""
+    return range(batch * size, (batch + 1) * size)
+
+
+def steps(
+    model: Any,
+    *,
+    tokens: Any,
+    pooled: Any,
+    seeds: Sequence[int],
+    sigmas: np.ndarray,
+    sampler: Sampler,
+) -> Generator[tuple[int, Any], None, None]:
+    """Yield (step, latent) for step 0 .. num_steps of one batch, each latent evaluated.
+
+    The latent of `step` is what the model sees at that step; the last one is the final latent.
+    tokens (2N, n, 4096) and pooled (2N, d) hold the positives, then the negatives. The model's
+    parameters are as before when the generator ends, fails or is closed.
+    """
+    from taqdit.backend import mx
+
+    levels = mx.array(sigmas)
+    last = len(sigmas) - 1
+    with model.denoiser(
+        tokens=tokens, pooled=pooled, sigmas=levels, cfg_scale=sampler.cfg_scale
+    ) as denoise:
+        latent = model.first_latent(seeds, levels[0])
+        mx.eval(latent)
+        yield 0, latent
+        for step in range(last):
+            latent = sampler.advance(denoise, latent, levels, step)
+            mx.eval(latent)
+            yield step + 1, latent
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one batch is made from: trajectory indices with their prompts and noise seeds."""
+
+    indices: range
+    texts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def of(cls, number: int, *, sampler: Sampler, prompts: Prompts) -> Batch:
+        """Batch `number` of a run."""
+        indices = batch_indices(number, sampler.batch_size)
+        return cls(
+            indices,
+            tuple(prompts.text(i) for i in indices),
+            tuple(prompts.seed(i, sampler.seed) for i in indices),
+        )
+
+
+def sample(
+    model: Any,
+    batch: Batch,
+    guided: Guided,
+    *,
+    sigmas: np.ndarray,
+    sampler: Sampler,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (step, latents (N, h, w, 16)) of a batch, refusing NaN and Inf.
+
+    `guided(texts)` gives the conditioning of a guided forward: tokens (2N, n, 4096) and pooled
+    (2N, d), positives first. Raises NumericError naming the step, the trajectory and its prompt.
+    """
+    tokens, pooled = guided(batch.texts)
+    with closing(
+        steps(
+            model,
+            tokens=tokens,
+            pooled=pooled,
+            seeds=batch.seeds,
+            sigmas=sigmas,
+            sampler=sampler,
+        )
+    ) as run:
+        for step, latent in run:
+            rows = np.array(latent)
+            refuse_nonfinite(rows, step, batch)
+            yield step, rows
+
+
+def refuse_nonfinite(rows: np.ndarray, step: int, batch: Batch) -> None:
+    """Raise NumericError if a latent of the batch holds NaN or Inf."""
+    if np.isfinite(rows).all():
+        return
+    row = int(np.flatnonzero(~np.isfinite(rows).all(axis=(1, 2, 3)))[0])
+    raise NumericError(
+        f"the latent before step {step} of trajectory {batch.indices[row]} holds NaN or Inf"
+        f" (prompt {batch.texts[row]!r}, seed {batch.seeds[row]}); nothing of its batch was stored."
+        " Try model.a16=false, a lower sampler.cfg_scale, or check the weights"
+    )
+
+
+def write_trajectory(
+    stage: Stage,
+    batch: Batch,
+    row: int,
+    *,
+    latents: np.ndarray,
+    sigmas: np.ndarray,
+    timesteps: np.ndarray,
+    prompts: Prompts,
+) -> None:
+    """Publish one trajectory: latents (num_steps + 1, h, w, 16), sigmas, timesteps."""
+    index = batch.indices[row]
+    write_shard(
+        stage.path(shard_name(index)),
+        {"latents": latents, "sigmas": sigmas, "timesteps": timesteps},
+        kind=KIND,
+        index=index,
+        metadata={
+            "prompt_index": index % len(prompts.texts),
+            "prompt_sha256": sha256_hex(batch.texts[row].encode()),
+            "seed": batch.seeds[row],
+            "batch": [batch.indices.start, batch.indices.stop],
+        },
+    )
+
+
+class TrajectorySet:
+    """Read access to the first `count` trajectories of a stage; every shard verified when read."""
+
+    def __init__(self, stage: Stage, *, count: int, prompts: Prompts) -> None:
+        self._stage, self._count, self.prompts = stage, count, prompts
+        self._shard = lru_cache(maxsize=4)(self._read)
+        first = self._shard(0)
+        self.sigmas: np.ndarray = first["sigmas"]
+        self.timesteps: np.ndarray = first["timesteps"]
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def num_steps(self) -> int:
+        """Model evaluations per trajectory; one less than its latents."""
+        return len(self.sigmas) - 1
+
+    def latents(self, index: int) -> np.ndarray:
+        """(num_steps + 1, h, w, 16) float32 of one trajectory. Raises CorruptError."""
+        return self._shard(index)["latents"]
+
+    def _read(self, index: int) -> dict[str, np.ndarray]:
+        if not 0 <= index < self._count:
+            raise IndexError(f"trajectory {index} of {self._count}")
+        return read_shard(self._stage.path(shard_name(index)), kind=KIND).tensors
+
+
+def final_latent(stage: Stage, index: int) -> np.ndarray:
+    """The last latent (h, w, 16) of a stored trajectory. Raises CorruptError."""
+    return read_shard(stage.path(shard_name(index)), kind=KIND).tensors["latents"][-1]

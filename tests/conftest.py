@@ -1,0 +1,93 @@
+"""Shared by all tests: no network, no credentials, a private folder to write into."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "TAQDIT_PLUGINS"):
+    os.environ.pop(name, None)
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_ERROR_REPORTING"] = "false"
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """A connection that leaves the machine is an error."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        host = address[0] if isinstance(address, tuple) else ""
+        if host and host not in ("127.0.0.1", "localhost", "::1"):
+            raise AssertionError(f"a test tried to reach {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True)
+def _private_home(monkeypatch, tmp_path):
+    """No netrc, W&B settings or Hugging Face cache of the person who runs the tests."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def _plugins(monkeypatch):
+    """The analytic model of tests/plugins can be named in a configuration."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "plugins"))
+    monkeypatch.setenv("TAQDIT_PLUGINS", "analytic")
+
+
+def command(*arguments, plugins=True):
+    """The `taqdit` command line as a list, and the environment it runs in."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "plugins")}
+    if plugins:
+        env["TAQDIT_PLUGINS"] = "analytic"
+    return [sys.executable, "-m", "taqdit.cli", *arguments], env
+
+
+@pytest.fixture
+def taqdit(tmp_path):
+    """Runs the command in a private folder: `taqdit("check", "sampler.seed=1")`."""
+
+    def run(*arguments, timeout=120, cwd=tmp_path, **environment):
+        line, env = command(*arguments)
+        return subprocess.run(
+            line,
+            cwd=cwd,
+            env={**env, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+ANALYTIC = (
+    "model._target_=analytic.gaussian",
+    "model.latent_size=[4,4]",
+    "schedule.num_steps=6",
+    "sampler.num_trajectories=6",
+    "sampler.batch_size=2",
+    "timestep_selection.count=3",
+    "tracking=none",
+    "plots=none",
+)
+
+
+def tree(folder):
+    """File name -> bytes of everything below a folder."""
+    folder = Path(folder)
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,72 @@
+"""SIGKILL, SIGTERM and Ctrl-C at any moment, then the same command again: the same bytes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import ANALYTIC, command, tree
+
+KILLS = 20
+SETTINGS = (*ANALYTIC, "model._target_=analytic.slow", "calibration.export=false")
+
+
+def start(cwd):
+    line, env = command(*SETTINGS)
+    return subprocess.Popen(
+        line, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(cwd):
+    process = start(cwd)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The store of an uninterrupted run."""
+    os.environ["TAQDIT_PLUGINS"] = "analytic"
+    folder = tmp_path_factory.mktemp("reference")
+    finish(folder)
+    return tree(folder / "outputs" / "store")
+
+
+def test_killed_at_random_moments_the_store_is_byte_identical(tmp_path, reference):
+    """KILLS kills or more over several stores: each resumed one equals the uninterrupted one."""
+    rng, kills, store = random.Random(0), 0, 0
+    while kills < KILLS:
+        folder = tmp_path / str(store)
+        folder.mkdir()
+        store += 1
+        for _ in range(5):
+            process = start(folder)
+            try:
+                process.wait(timeout=rng.uniform(0.8, 2.2))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+        finish(folder)
+        assert tree(folder / "outputs" / "store") == reference
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_is_published(tmp_path, reference, number):
+    process = start(tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("outputs/store/trajectories/*/000000.safetensors")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    (summary,) = tmp_path.glob("outputs/runs/*/*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "interrupted"
+    finish(tmp_path)
+    assert tree(tmp_path / "outputs" / "store") == reference

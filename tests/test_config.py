@@ -1,0 +1,293 @@
+"""Configuration: options and functions match, presets check, YAML never selects code."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from taqdit import config
+from taqdit.errors import ConfigError, InputError
+from taqdit.plan import COSMETIC, NUMERIC, conditioning_inputs, fingerprint, trajectory_inputs
+
+CONF = config.config_folder()
+FUNCTIONLESS = ("experiment", "sweep")  # presets of the other groups
+OPTIONS = sorted(
+    (path.parent.name, path.stem)
+    for path in CONF.glob("*/*.yaml")
+    if path.parent.name not in FUNCTIONLESS
+)
+EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
+
+
+def option_functions():
+    for name in config.OPTION_MODULES:
+        module = importlib.import_module(name)
+        for public in module.__all__:
+            if inspect.isfunction(getattr(module, public)):
+                yield name, public
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_file_binds_to_its_function(group, option):
+    node = OmegaConf.load(CONF / group / f"{option}.yaml")
+    assert node._target_.rpartition(".")[2] == option
+    target = config.resolve(node._target_)
+    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+    inspect.signature(target).bind_partial(**arguments)
+
+
+def test_every_public_option_function_has_its_file():
+    targets = {OmegaConf.load(CONF / g / f"{o}.yaml")._target_ for g, o in OPTIONS}
+    helpers = {f"{module}.{name}" for module, name in option_functions()} - targets
+    assert not helpers
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_an_option_file_spells_out_every_argument(group, option):
+    node = OmegaConf.load(CONF / group / f"{option}.yaml")
+    parameters = inspect.signature(config.resolve(node._target_)).parameters
+    handed_in = {"num_steps", "sigmas", "trajectory", "seed"} if "_partial_" in node else set()
+    assert {key for key in node if not key.startswith("_")} == set(parameters) - handed_in
+
+
+@pytest.mark.parametrize("option", OPTIONS + [("experiment", name) for name in EXPERIMENTS])
+def test_every_preset_composes_and_checks(option, tmp_path):
+    group, name = option
+    overrides = [f"{group}={name}"]
+    if option == ("prompts", "file"):
+        (tmp_path / "p.txt").write_text("a red circle\n")
+        overrides.append(f"prompts.path={tmp_path / 'p.txt'}")
+    if option == ("timestep_selection", "explicit"):
+        overrides.append("timestep_selection.steps=[0,5,-1]")
+    assert config.check(config.compose_config(overrides)) == []
+
+
+def test_the_closed_key_table():
+    composed = config.compose_config()
+    expected = {
+        "model.local_ckpt": None,
+        "model.low_memory": False,
+        "model.use_t5": False,
+        "model.latent_size": [8, 8],
+        "prompts.num": None,
+        "schedule.num_steps": 30,
+        "schedule.shift": 3.0,
+        "sampler.cfg_scale": 2.0,
+        "sampler.seed": 0,
+        "sampler.num_trajectories": 16,
+        "sampler.batch_size": 8,
+        "sampler.images": True,
+        "timestep_selection.count": None,
+        "tracer.num_trajectories": "all",
+        "tracer.folds": 8,
+        "calibration.export": True,
+        "analysis.rule": "sqnr",
+        "plots.layers": None,
+        "stages": "all",
+        "refresh": [],
+        "inputs.calibration": None,
+        "inputs.statistics": None,
+        "preflight": "on",
+        "allow_backend_change": False,
+        "output_dir": "outputs",
+    }
+    assert {key: OmegaConf.select(composed, key) for key in expected} == expected
+    targets = {g: composed[g]._target_.rpartition(".")[2] for g in config.GROUPS}
+    assert targets == {
+        "model": "tiny",
+        "prompts": "shapes",
+        "schedule": "flow",
+        "sampler": "euler",
+        "timestep_selection": "paper_uniform",
+        "tracer": "block_inputs",
+        "plots": "paper",
+        "tracking": "auto",
+    }
+
+
+def test_the_paper_recipe():
+    composed = config.compose_config(["experiment=paper"])
+    assert composed.model._target_ == "taqdit.models.options.sd3_medium"
+    assert composed.prompts._target_ == "taqdit.prompts.paper_20"
+    found = (
+        composed.schedule.num_steps,
+        composed.sampler.num_trajectories,
+        composed.sampler.cfg_scale,
+    )
+    assert found == (100, 256, 1.5)
+    assert composed.timestep_selection.count == 25
+    small = config.compose_config(["experiment=paper", "model=tiny", "prompts=shapes"])
+    assert small.model._target_ == "taqdit.models.options.tiny"
+
+
+HOSTILE = [
+    "os.system",
+    "builtins.open",
+    "builtins.eval",
+    "subprocess.run",
+    "subprocess.Popen",
+    "code.InteractiveInterpreter",
+    "numpy.load",
+    "pathlib.Path.write_text",
+    "shutil.rmtree",
+    "pickle.loads",
+    "importlib.import_module",
+    "functools.partial",
+    "taqdit.store.os.replace",
+    "taqdit.store.publish",
+    "taqdit.config.build",
+    "taqdit.sampler.euler.__globals__",
+    "taqdit.sampler.require",
+    "taqdit.sampler.Sampler",
+    "taqdit.sampler.euler_step",
+    "taqdit.models.tiny.train.os.system",
+    "hydra.utils.instantiate",
+    "euler",
+    "",
+]
+
+
+@pytest.mark.parametrize("target", HOSTILE)
+def test_a_target_outside_the_options_is_refused(target):
+    with pytest.raises(ConfigError, match="_target_="):
+        config.build({"_target_": target})
+
+
+def test_a_plugin_module_is_allowed_by_the_environment_alone(monkeypatch):
+    node = {"_target_": "analytic.gaussian"}
+    assert config.build(node).name == "analytic"
+    monkeypatch.delenv("TAQDIT_PLUGINS")
+    with pytest.raises(ConfigError, match="TAQDIT_PLUGINS"):
+        config.build(node)
+
+
+def test_check_reports_everything_at_once():
+    composed = config.compose_config(
+        [
+            "sampler.batch_size=0",
+            "sampler.cfg_scale=0",
+            "schedule.shift=0",
+            "timestep_selection.count=99",
+            "analysis.rule=taste",
+            "stages=[sampling]",
+            "inputs.statistics=x.npz",
+        ]
+    )
+    texts = [problem.text for problem in config.check(composed)]
+    starts = [
+        "sampler.cfg_scale=0",
+        "sampler.batch_size=0",
+        "schedule.shift=0",
+        "analysis.rule=taste",
+    ]
+    starts += ["stages: 'sampling'", "inputs.statistics=x.npz"]
+    for start in starts:
+        assert any(text.startswith(start) for text in texts), (start, texts)
+
+
+def test_wrong_arguments_and_types_name_the_parameter():
+    with pytest.raises(ConfigError) as caught:
+        config.build({"_target_": "taqdit.schedule.flow", "num_steps": 2.5, "steps": 3})
+    assert len(caught.value.args) == 2
+    assert "an integer" in caught.value.args[0]
+    assert "num_steps, shift" in caught.value.args[1]
+
+
+def test_config_problems_come_before_input_problems(tmp_path):
+    overrides = ["prompts=file", f"prompts.path={tmp_path / 'none.txt'}"]
+    with pytest.raises(InputError):
+        config.plan(config.compose_config(overrides))
+    with pytest.raises(ConfigError) as caught:
+        config.plan(config.compose_config([*overrides, "sampler.batch_size=0"]))
+    assert len(caught.value.args) == 2
+
+
+def leaves(node, prefix=""):
+    """Every key path of a plain mapping that holds no mapping."""
+    for key, value in node.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from leaves(value, f"{path}.")
+        else:
+            yield path
+
+
+def side(path):
+    return [table for table in (NUMERIC, COSMETIC) if any(_covers(k, path) for k in table)]
+
+
+def _covers(key, path):
+    return path == key or path.startswith(f"{key}.")
+
+
+@pytest.mark.parametrize("preset", [[], ["prompts=file", "prompts.path=p.txt"]])
+def test_every_key_is_on_one_side(preset):
+    plain = OmegaConf.to_container(config.compose_config(preset), resolve=True)
+    for path in leaves(plain):
+        assert len(side(path)) == 1, path
+
+
+CHANGES = {  # one other value for every key that changes numbers, and for those that cannot
+    "model._target_": "analytic.slow",
+    "model.w16": True,
+    "model.a16": True,
+    "model.latent_size": [6, 8],
+    "prompts.num": 3,
+    "schedule.num_steps": 31,
+    "schedule.shift": 2.0,
+    "sampler._target_": "taqdit.sampler.heun",
+    "sampler.cfg_scale": 3.0,
+    "sampler.seed": 1,
+    "sampler.batch_size": 4,
+    "model.low_memory": True,
+    "sampler.num_trajectories": 3,
+    "sampler.images": False,
+    "timestep_selection.count": 3,
+    "tracer.folds": 4,
+    "tracking.project": "other",
+    "plots.layers": ["mm_00_img"],
+    "stages": ["conditioning"],
+    "refresh": ["conditioning"],
+    "preflight": "off",
+    "allow_backend_change": True,
+    "output_dir": "elsewhere",
+    "calibration.export": False,
+    "analysis.rule": "seed",
+}
+
+
+def trajectory_mark(changes):
+    composed = config.compose_config()
+    OmegaConf.set_struct(composed, False)
+    for key, value in changes.items():
+        OmegaConf.update(composed, key, value)
+    return fingerprint(trajectory_inputs(config.plan(composed)))
+
+
+@pytest.mark.parametrize("key", sorted(CHANGES))
+def test_a_key_changes_the_fingerprint_exactly_when_it_is_numeric(key):
+    numeric = any(_covers(k, key) for k in NUMERIC)
+    assert (trajectory_mark({key: CHANGES[key]}) != trajectory_mark({})) is numeric
+
+
+def test_the_content_of_a_prompt_file_counts_not_its_path(tmp_path):
+    marks = []
+    for name, text in (("a.txt", "a cat\n"), ("b.txt", "a cat\n"), ("c.txt", "a dog\n")):
+        (tmp_path / name).write_text(text)
+        composed = config.compose_config(["prompts=file", f"prompts.path={tmp_path / name}"])
+        marks.append(fingerprint(trajectory_inputs(config.plan(composed))))
+    assert marks[0] == marks[1] != marks[2]
+
+
+def test_conditioning_does_not_depend_on_the_sampler():
+    plans = [config.plan(config.compose_config(o)) for o in ([], ["sampler.seed=3"])]
+    marks = [fingerprint(conditioning_inputs(plan)) for plan in plans]
+    assert marks[0] == marks[1]
+
+
+def test_yaml_files_open_with_a_comment_and_comment_their_knobs():
+    for path in sorted(Path(CONF).glob("*/*.yaml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith("#"), path

@@ -1,0 +1,280 @@
+"""Stages and claims."""
+
+import errno
+import fcntl
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from taqdit.errors import CorruptError, StorageError
+from taqdit.store import (
+    Stage,
+    publish,
+    publish_bytes,
+    publish_json,
+    sha256_file,
+    write_shard,
+)
+from taqdit.store.digest import read_stamped, stamp
+
+FINGERPRINT = "0123456789ab" + "c" * 52
+CPU = {"device": "cpu", "mlx": "0.32.4"}
+GPU = {"device": "gpu", "mlx": "0.32.4"}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def open_stage(root: Path, *, backend=CPU, fingerprint: str = FINGERPRINT) -> Stage:
+    inputs = {"steps": 2, "sizes": (8, 8)}
+    return Stage.open(root, "trajectories", fingerprint=fingerprint, inputs=inputs, backend=backend)
+
+
+def put(stage: Stage, name: str = "000000.safetensors", value: float = 0.0) -> None:
+    write_shard(stage.path(name), {"x": np.full(3, value)}, kind="trajectory", index=0)
+
+
+def test_a_new_stage_says_what_it_is(tmp_path):
+    stage = open_stage(tmp_path)
+    assert stage.folder == tmp_path / "trajectories" / "0123456789ab"
+    assert json.loads(stage.path("stage.json").read_text("utf-8")) == stamp(
+        {
+            "schema": 1,
+            "stage": "trajectories",
+            "fingerprint": FINGERPRINT,
+            "inputs": {"steps": 2, "sizes": [8, 8]},
+            "backends": [CPU],
+        }
+    )
+    assert (stage.names(), stage.seal_list, stage.moved_aside) == ([], None, [])
+
+
+def test_open_and_find_the_same_stage(tmp_path):
+    assert Stage.find(tmp_path, "trajectories", FINGERPRINT) is None
+    assert names(tmp_path) == []
+    put(open_stage(tmp_path))
+    for stage in (open_stage(tmp_path), Stage.find(tmp_path, "trajectories", FINGERPRINT)):
+        assert stage.names() == ["000000.safetensors"]
+
+
+def test_a_folder_of_another_fingerprint_is_refused(tmp_path):
+    open_stage(tmp_path)
+    other = FINGERPRINT[:-1] + "d"
+    with pytest.raises(StorageError, match=f"belongs to fingerprint {FINGERPRINT}, not {other}"):
+        open_stage(tmp_path, fingerprint=other)
+    with pytest.raises(StorageError, match="belongs to"):
+        Stage.find(tmp_path, "trajectories", other)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b'{"schema": 1}'])
+def test_a_damaged_stage_file_is_corrupt(tmp_path, data):
+    open_stage(tmp_path).path("stage.json").write_bytes(data)
+    with pytest.raises(CorruptError, match=r"stage\.json is corrupt: .*; restore it, or move"):
+        open_stage(tmp_path)
+
+
+def test_a_stage_of_a_later_version_is_refused(tmp_path):
+    path = open_stage(tmp_path).path("stage.json")
+    publish_json(path, stamp({**read_stamped(path), "schema": 2}))
+    with pytest.raises(StorageError, match="has schema 2, this version reads 1"):
+        open_stage(tmp_path)
+
+
+def test_data_without_a_stage_file_is_corrupt(tmp_path):
+    stage = open_stage(tmp_path)
+    put(stage)
+    stage.path("stage.json").unlink()
+    assert Stage.find(tmp_path, "trajectories", FINGERPRINT) is None
+    with pytest.raises(CorruptError, match=r"holds data but no stage\.json"):
+        open_stage(tmp_path)
+
+
+def test_names_are_the_published_data_and_nothing_else(tmp_path):
+    stage = open_stage(tmp_path)
+    shown = ["000001.png", "000001.safetensors", "a-000040.safetensors"]
+    hidden = [
+        ".a.png.12.tmp",
+        "._000001.png",
+        ".DS_Store",
+        "a.safetensors.bad-1",
+        "1.claim",
+        "x.txt",
+    ]
+    for name in [*reversed(shown), *hidden]:
+        stage.path(name).touch()
+    stage.seal()
+    assert stage.names() == shown
+    assert stage.names(".png") == ["000001.png"]
+    assert stage.names("40.safetensors") == ["a-000040.safetensors"]
+
+
+def test_opening_clears_dead_writers_files_only(tmp_path):
+    stage = open_stage(tmp_path)
+    stage.path(".a.safetensors.1.tmp").write_bytes(b"half")
+
+    def write(file):
+        open_stage(tmp_path)
+        file.write(b"alive")
+
+    publish(stage.path("b.png"), write)
+    assert names(stage.folder) == ["b.png", "stage.json"]
+
+
+def test_valid_moves_corrupt_files_aside(tmp_path, caplog):
+    stage = open_stage(tmp_path)
+    for name in ("a.safetensors", "b.safetensors", "c.safetensors"):
+        put(stage, name)
+    stage.path("b.safetensors").write_bytes(b"junk")
+    stage.seal()
+    wanted = ["a.safetensors", "b.safetensors", "d.safetensors"]
+    assert stage.valid(wanted) == {"a.safetensors"}
+    ((name, reason),) = stage.moved_aside
+    assert (name, stage.path("b.safetensors.bad-1").read_bytes()) == ("b.safetensors", b"junk")
+    assert reason in caplog.text
+    assert stage.seal_list is None
+    put(stage, "b.safetensors")
+    assert stage.quarantine("b.safetensors", "again").name == "b.safetensors.bad-2"
+
+
+def test_valid_takes_another_verifier(tmp_path):
+    stage = open_stage(tmp_path)
+    publish_bytes(stage.path("a.png"), b"good")
+    publish_bytes(stage.path("b.png"), b"bad")
+
+    def verify(path):
+        if path.read_bytes() == b"bad":
+            raise CorruptError(f"{path} is bad")
+
+    assert stage.valid(["a.png", "b.png"], verify) == {"a.png"}
+
+
+def test_valid_leaves_to_another_process_what_it_moved_first(tmp_path):
+    stage = open_stage(tmp_path)
+    for error in (CorruptError, StorageError):
+        put(stage)
+
+        def moved_meanwhile(path, error=error):
+            path.unlink()
+            raise error("gone")
+
+        assert stage.valid(stage.names(), moved_meanwhile) == set()
+    put(stage)
+
+    def unreadable(path):
+        raise StorageError("cannot read")
+
+    with pytest.raises(StorageError, match="cannot read"):
+        stage.valid(stage.names(), unreadable)
+
+
+def test_sealing(tmp_path):
+    stage = open_stage(tmp_path)
+    names = ["a.png", "a.safetensors"]
+    put(stage, "a.safetensors")
+    publish_bytes(stage.path("a.png"), b"abc")
+    assert stage.unsealed_or_changed(names)
+    stage.seal()
+    assert stage.seal_list == {name: sha256_file(stage.path(name)) for name in names}
+    assert not stage.unsealed_or_changed(names)
+    assert stage.unsealed_or_changed([*names, "b.png"])
+    publish_bytes(stage.path("b.png"), b"")
+    assert stage.unsealed_or_changed(names)
+
+
+def test_a_damaged_seal_is_no_seal(tmp_path, caplog):
+    stage = open_stage(tmp_path)
+    put(stage)
+    stage.seal()
+    whole = stage.path("SEALED.json").read_text("utf-8")
+    stage.path("SEALED.json").write_text(whole.replace("000000", "000001"), "utf-8")
+    assert stage.seal_list is None
+    assert stage.unsealed_or_changed([])
+    assert "SEALED.json is corrupt" in caplog.text
+
+
+def test_an_empty_stage_changes_its_backend_freely(tmp_path):
+    stage = open_stage(tmp_path)
+    stage.admit(GPU, allow_change=False)
+    assert read_stamped(stage.path("stage.json"))["backends"] == [GPU]
+    assert stage.backend_note(GPU) is None
+    assert stage.backend_note(CPU) == "made on (device gpu, mlx 0.32.4)"
+
+
+def test_a_stage_with_data_keeps_its_backend(tmp_path):
+    stage = open_stage(tmp_path)
+    put(stage)
+    stage.admit(CPU, allow_change=False)
+    with pytest.raises(StorageError) as caught:
+        open_stage(tmp_path, backend=GPU).admit(GPU, allow_change=False)
+    for part in ("device cpu", "device gpu", "allow_backend_change=true", str(stage.folder)):
+        assert part in str(caught.value)
+    assert stage.backend_note(CPU) is None
+
+
+def test_a_mixed_stage_says_so_for_ever(tmp_path):
+    stage = open_stage(tmp_path)
+    put(stage)
+    stage.admit(GPU, allow_change=True)
+    for backend in (CPU, GPU):
+        later = open_stage(tmp_path, backend=backend)
+        later.admit(backend, allow_change=False)
+        note = "made on (device cpu, mlx 0.32.4) and (device gpu, mlx 0.32.4)"
+        assert later.backend_note(backend) == note
+    assert read_stamped(stage.path("stage.json"))["backends"] == [CPU, GPU]
+
+
+def test_computing_takes_the_seal_off(tmp_path):
+    stage = open_stage(tmp_path)
+    put(stage)
+    stage.seal()
+    stage.admit(CPU, allow_change=False)
+    assert stage.seal_list is None
+
+
+def test_a_claim_is_one_process_s(tmp_path):
+    stage = open_stage(tmp_path)
+    with stage.claim("000001") as mine, stage.claim("000001") as again, stage.claim("2") as other:
+        assert (mine, again, other) == (True, False, True)
+        claim = json.loads(stage.path("000001.claim").read_bytes())
+        assert claim["pid"] == os.getpid()
+        stage.seal()
+        assert stage.path("000001.claim").exists()
+    assert names(stage.folder) == ["SEALED.json", "stage.json"]
+    with stage.claim("000001") as mine:
+        assert mine
+
+
+def test_a_dead_owners_claim_is_taken_over(tmp_path):
+    stage = open_stage(tmp_path)
+    left = stage.path("000001.claim")
+    left.write_text(json.dumps({"pid": os.getpid(), "host": "elsewhere", "note": "x" * 200}))
+    with stage.claim("000001") as mine:
+        assert mine
+        assert json.loads(left.read_bytes())["pid"] == os.getpid()
+    left.touch()
+    stage.seal()
+    assert names(stage.folder) == ["SEALED.json", "stage.json"]
+
+
+def test_a_claim_is_released_whatever_happens(tmp_path):
+    stage = open_stage(tmp_path)
+    with pytest.raises(KeyboardInterrupt), stage.claim("1"):
+        raise KeyboardInterrupt
+    assert names(stage.folder) == ["stage.json"]
+
+
+def test_without_locks_work_may_double_but_goes_on(tmp_path, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOTSUP, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    stage = open_stage(tmp_path)
+    stage.path(".x.1.tmp").touch()
+    put(open_stage(tmp_path))
+    with stage.claim("1") as first, stage.claim("1") as second:
+        assert (first, second) == (True, True)
+    assert names(stage.folder) == [".x.1.tmp", "000000.safetensors", "stage.json"]

@@ -1,0 +1,158 @@
+"""A W&B server on the loopback interface, just enough for real online runs.
+
+    with Server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+
+Keeps what arrives: `history` rows, `config`, `artifacts`, uploaded `files`, `exit_codes`. With
+`stall=True` it accepts a run, then never answers its data: an outage in mid-run.
+"""
+
+import gzip
+import json
+import re
+import threading
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+ENTITY = "tester"
+
+
+class Server:
+    """The server; `url` is its address, `operations` the names of the queries it was asked."""
+
+    def __init__(self, *, stall=False):
+        self.history, self.artifacts, self.operations = [], [], []
+        self.files, self.config, self.exit_codes = {}, {}, []
+        self.used, self.stall, self.released = [], stall, threading.Event()
+        handler = type("Handler", (_Handler,), {"server_state": self})
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def __enter__(self):
+        threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.released.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+    def column(self, name):
+        """Values of one metric over the history rows that have it."""
+        return [row[name] for row in self.history if name in row]
+
+    def answer(self, query, variables):
+        """`data` of the GraphQL reply."""
+        operation = re.search(r"(?:query|mutation)\s+(\w+)", query)
+        name = operation.group(1) if operation else ""
+        self.operations.append(name)
+        given = {**variables, **(variables.get("input") or {})}
+        return getattr(self, f"_{name}", lambda given: {})(given)
+
+    def _Viewer(self, given):
+        teams = {"edges": [{"node": {"name": ENTITY}}]}
+        who = {"id": "u1", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": teams}
+        return {"viewer": who}
+
+    def _UpsertBucket(self, given):
+        if given.get("config"):
+            self.config = json.loads(given["config"])
+        project = {"name": given.get("project") or "p", "entity": {"name": ENTITY}}
+        run = {"id": "b1", "name": given.get("name"), "displayName": given.get("displayName")}
+        run |= {"project": project, "historyLineCount": 0, "config": "{}"}
+        return {"upsertBucket": {"bucket": run, "inserted": True}}
+
+    def _RunResumeStatus(self, given):
+        return {"model": {"id": "m1", "name": "p", "entity": {"name": ENTITY}, "bucket": None}}
+
+    def _CreateRunFiles(self, given):
+        files = [{"name": f, "uploadUrl": f"{self.url}/storage/{f}"} for f in given["files"]]
+        return {"createRunFiles": {"runID": "b1", "uploadHeaders": [], "files": files}}
+
+    def _CreateArtifact(self, given):
+        self.artifacts.append({k: given.get(k) for k in ("artifactCollectionName", "metadata")})
+        self.artifacts[-1]["type"] = given.get("artifactTypeName")
+        made = {"id": f"a{len(self.artifacts)}", "state": "PENDING"}
+        return {
+            "createArtifact": {"artifact": made | {"artifactSequence": {"latestArtifact": None}}}
+        }
+
+    def _CreateArtifactManifest(self, given):
+        file = {"id": "f1", "uploadUrl": f"{self.url}/storage/manifest", "uploadHeaders": []}
+        return {"createArtifactManifest": {"artifactManifest": {"id": "am1", "file": file}}}
+
+    def _CreateArtifactFiles(self, given):
+        nodes = []
+        for spec in given.get("artifactFiles", []):
+            url = f"{self.url}/storage/{spec['name']}"
+            node = {"id": "n1", "name": spec["name"], "storagePath": spec["name"], "uploadUrl": url}
+            node |= {"displayName": spec["name"], "uploadHeaders": []}
+            nodes.append({"node": node | {"uploadMultipartUrls": None, "artifact": {"id": "a1"}}})
+        return {"createArtifactFiles": {"files": {"edges": nodes}}}
+
+    def _CommitArtifact(self, given):
+        return {"commitArtifact": {"artifact": {"id": given.get("artifactID"), "digest": "d"}}}
+
+    def _ArtifactType(self, given):
+        return {"project": {"artifact": None}}
+
+    def stream(self, body):
+        """One chunk of a run's file stream."""
+        for name, part in (body.get("files") or {}).items():
+            if name == "wandb-history.jsonl":
+                self.history += [json.loads(line) for line in part["content"]]
+        if body.get("complete"):
+            self.exit_codes.append(body.get("exitcode"))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_state: Server
+
+    def do_POST(self):
+        body = self._body()
+        if self.path.endswith("/graphql"):
+            self._reply(
+                {"data": self.server_state.answer(body["query"], body.get("variables") or {})}
+            )
+        elif self.path.endswith("/file_stream"):
+            if self.server_state.stall:
+                self.server_state.released.wait(60)
+            self.server_state.stream(body)
+            self._reply({"exitcode": None, "limits": {}})
+        else:
+            self._reply({})
+
+    def do_PUT(self):
+        name = self.path.removeprefix("/storage/")
+        self.server_state.files[name] = self._bytes()
+        self._reply({})
+
+    def do_GET(self):
+        self._reply({})
+
+    def _bytes(self):
+        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return gzip.decompress(data) if self.headers.get("Content-Encoding") == "gzip" else data
+
+    def _body(self):
+        try:
+            return json.loads(self._bytes() or b"{}")
+        except ValueError:
+            return {}
+
+    def _reply(self, value):
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def handle(self):
+        with suppress(ConnectionError):  # the client went away
+            super().handle()
+
+    def log_message(self, *_):
+        pass
