@@ -1,14 +1,21 @@
-"""Decoded pictures in the store: one PNG per trajectory."""
+"""Decoded pictures in the store: one PNG per trajectory.
+
+Pillow decodes some damaged PNGs without complaint, so every chunk's CRC-32 is checked here.
+"""
 
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from taqdit.errors import CorruptError
 from taqdit.store import publish_bytes
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def picture_name(index: int) -> str:
@@ -26,14 +33,31 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of a stored PNG. Raises CorruptError if it does not decode."""
+    """(H, W, 3) uint8 of a stored PNG. Raises CorruptError if it is damaged."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
+        data = path.read_bytes()
+        _check_chunks(data)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             return np.array(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, UnidentifiedImageError) as error:
         raise CorruptError(f"{path.name} is not a whole PNG ({error})") from error
+
+
+def _check_chunks(data: bytes) -> None:
+    """Raise ValueError unless every chunk up to IEND has its CRC (PNG specification, section 5)."""
+    if not data.startswith(_SIGNATURE):
+        raise ValueError("no PNG signature")
+    at, kind = len(_SIGNATURE), b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, at)
+        (expected,) = struct.unpack_from(">I", data, at + 8 + length)
+        if zlib.crc32(data[at + 4 : at + 8 + length]) != expected:
+            raise ValueError(f"the chunk at byte {at} has a wrong checksum")
+        at += 12 + length
+    if at != len(data):
+        raise ValueError("bytes after the end")
 
 
 def verify_picture(path: Path, shape: tuple[int, ...]) -> None:

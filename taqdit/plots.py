@@ -101,7 +101,7 @@ def image_grid(
 ) -> Figure:
     """The images (N, H, W, 3) uint8 in reading order, each above its caption."""
     _same_length(images=images, captions=captions)
-    columns = columns or min(len(images), 4 if len(images) <= 16 else 6)
+    columns = columns or min(len(images), 4 if len(images) <= 16 else 5 if len(images) <= 25 else 6)
     each, gap, size = PAGE / max(columns, 4), 0.08, 7.0
     texts = [_wrapped(text, width=72 * (each - gap), size=size) for text in captions]
     tall = (each - gap) * images.shape[1] / images.shape[2]
@@ -266,7 +266,8 @@ def _wrapped(caption: str, *, width: float, size: float, lines: int = 4) -> str:
         made.append(rest[:end].rstrip())
         rest = rest[end:].lstrip()
     if rest:
-        made[-1] = made[-1][: room(made[-1] + " …") - 2].rstrip() + " …"
+        kept = made[-1][: room(made[-1] + " …") - 2]
+        made[-1] = (kept if kept == made[-1] else kept.rsplit(" ", 1)[0].rstrip()) + " …"
     return "\n".join(made[1:])
 
 

@@ -7,6 +7,7 @@ LAST; fewer than 7 bytes at a block's end are padding. A torn tail ends the read
 
 import json
 import struct
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def records(path):
     from wandb.proto import wandb_internal_pb2
 
     data = Path(path).read_bytes()
-    if struct.unpack("<4sHB", data[:7])[:2] != (b":W&B", 0xBEE1):
+    if data and struct.unpack("<4sHB", data[:7])[:2] != (b":W&B", 0xBEE1):
         raise ValueError(f"{path} is no .wandb file")
     parts = b""
     for kind, body in chunks(data):
@@ -68,13 +69,20 @@ def items(updates):
     return {".".join(u.nested_key) or u.key: json.loads(u.value_json) for u in updates}
 
 
-def read_run(folder):
-    """The one run that W&B wrote under `folder` (a run's folder of taqdit)."""
+def read_run(folder, *, patience=10.0):
+    """The one run that W&B wrote under `folder` (a run's folder of taqdit).
+
+    W&B's own process writes behind the run: this waits for the record of its end, if it comes.
+    """
     (path,) = Path(folder).glob("wandb/*run-*/run-*.wandb")
-    found = RunFile()
-    for record in records(path):
-        _add(found, record, record.WhichOneof("record_type"))
-    return found
+    deadline = time.monotonic() + patience
+    while True:
+        found = RunFile()
+        for record in records(path):
+            _add(found, record, record.WhichOneof("record_type"))
+        if found.exit_code is not None or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
 
 
 def _add(found, record, kind):

@@ -1,20 +1,24 @@
-"""A W&B server on the loopback interface, just enough for real online runs.
+"""Stand-ins for W&B: a server for the real client, and a client that fails as it is told.
 
     with Server() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
 
-Keeps what arrives: `history` rows, `config`, `artifacts`, uploaded `files`, `exit_codes`. With
+The server listens on the loopback interface and does just enough for real online runs. It keeps
+what arrives: `history` rows, `config`, `artifacts`, uploaded `files`, `exit_codes`. With
 `stall=True` it accepts a run, then never answers its data: an outage in mid-run.
 """
 
 import gzip
 import json
 import re
+import sys
 import threading
+import types
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 ENTITY = "tester"
+SECRET = "0123456789abcdef" * 2 + "89abcdef"  # in the form of an API key
 
 
 class Server:
@@ -156,3 +160,58 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+class FakeWandb(types.ModuleType):
+    """A wandb that works, but for one call that raises or hangs."""
+
+    def __init__(self, where="", how="", release=None):
+        super().__init__("wandb")
+        self.where, self.how = where, how
+        self.release, self.hanging = release or threading.Event(), threading.Event()
+        self.rows, self.calls = [], []
+        self.errors = types.SimpleNamespace(CommError=RuntimeError)
+        self.plot = types.SimpleNamespace(line_series=lambda **_: "chart")
+        self.summary, self.dir, self.url = {}, "run/files", "http://host/run"
+
+    def _do(self, name):
+        self.calls.append(name)
+        if name == self.where and self.how == "raise":
+            raise OSError(28, f"No space left on device, key {SECRET}\nsecond line")
+        if name == self.where and self.how == "exit":
+            sys.exit(1)
+        if name == self.where and self.how == "hang":
+            self.hanging.set()
+            self.release.wait(60)
+
+    def setup(self, settings=None):
+        pass
+
+    def init(self, **options):
+        self._do("init")
+        self.options = options
+        return self
+
+    def log(self, row):
+        self._do("log")
+        self.rows.append(row)
+
+    def log_artifact(self, artifact, aliases=()):
+        self._do("log_artifact")
+
+    def finish(self, exit_code=None):
+        self._do("finish")
+
+    def define_metric(self, name, **_):
+        pass
+
+    def use_artifact(self, name, type=None):
+        self.calls.append(f"use {name} {type}")
+
+    def Settings(self, **values):
+        return values
+
+    def Artifact(self, name, **_):
+        return types.SimpleNamespace(add_reference=lambda *_, **__: None)
+
+    Image = Histogram = Table = staticmethod(lambda *_, **__: "media")

@@ -144,6 +144,6 @@ def _replaced(module: Any, values: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The library's error in one line, at most 240 characters."""
+    """The library's error in one line, at most 160 characters."""
     text = f"no tensor {error}" if isinstance(error, KeyError) else str(error)
-    return " ".join(text.split())[:240] or type(error).__name__
+    return " ".join(text.split())[:160] or type(error).__name__

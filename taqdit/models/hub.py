@@ -31,13 +31,13 @@ def fetch(repo: str, file: str) -> Path:
         raise problem(repo, file, "is behind a licence that you have not accepted") from error
     except errors.RepositoryNotFoundError as error:
         raise problem(repo, file, "is in a repository that you cannot see") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise problem(repo, file, "is not on this machine and the hub is out of reach") from error
-    except errors.EntryNotFoundError as error:
+    except errors.RemoteEntryNotFoundError as error:
         raise problem(repo, file, "is not in the repository any more") from error
     except OSError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise problem(repo, file, f"could not be downloaded ({reason})") from error
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            raise problem(repo, file, "is not here, and HF_HUB_OFFLINE is set") from error
+        reason = " ".join(str(error.__cause__ or error).split())[:160]
+        raise problem(repo, file, f"is not here and cannot be downloaded ({reason})") from error
 
 
 def problem(repo: str, file: str, what: str, *, local: Path | None = None) -> ModelError:

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from taqdit.tracking.worker import Worker, describe
 
 _log = logging.getLogger(__name__)
 MAX_BINS = 512  # W&B takes no longer histogram
+MAX_EXIT = 10.0  # seconds for W&B's own exit hooks
 MAX_NAME = 64  # of a tag, a job type
 X_AXES = ("sigma", "timestep", "step")  # what curves are drawn against, by preference
 CHECKSUM_BYTES = 64 * 2**20  # larger references are identified by their address alone
@@ -47,9 +49,10 @@ class WandbSink:
     """Forwards events to a W&B run of its own."""
 
     def __init__(self, run: RunInfo, options: MirrorOptions) -> None:
-        self._options, self._call = options, _Calls(run, options)
+        self._options, self._guard = options, _guard(min(MAX_EXIT, options.finish_timeout))
+        self._call = _Calls(run, options, opened=self._guard.arm)
         self._worker = Worker("wandb", capacity=options.queue_size, report=self._give_up)
-        _guard().opened(self._abandon)
+        self._guard.opened(self._abandon)
         self._worker.submit("init", self._call.open, limit=options.init_timeout)
         # Two threads importing at once can meet half-made modules, so this one waits for that
         # part of the start, and for no other.
@@ -72,7 +75,7 @@ class WandbSink:
             pass  # bounded by init_timeout: `working` watches it
         limit = self._options.finish_timeout
         self._worker.close("finish", lambda: self._call.close(ok), limit=limit)
-        _guard().closed(self._abandon)
+        self._guard.closed(self._abandon)
         if self._worker.dropped:
             _log.warning(
                 "W&B: %d records came faster than it took them and are in events.jsonl only",
@@ -83,7 +86,7 @@ class WandbSink:
         self.finish(False)
 
     def _give_up(self, reason: str) -> None:
-        _guard().distrust()
+        self._guard.distrust()
         rest = f"; what it took: wandb sync {self._call.folder}" if self._call.folder else ""
         _log.warning("W&B: %s; from here on events.jsonl alone%s", mask_text(reason), rest)
 
@@ -91,10 +94,12 @@ class WandbSink:
 class _Calls:
     """What the worker does, one method per kind of event. Used by its thread alone."""
 
-    def __init__(self, run: RunInfo, options: MirrorOptions) -> None:
+    def __init__(
+        self, run: RunInfo, options: MirrorOptions, *, opened: Callable[[], object]
+    ) -> None:
         self.imported, self.opened = threading.Event(), threading.Event()
         self.location = self.folder = ""
-        self._info, self._options = run, options
+        self._info, self._options, self._on_open = run, options, opened
         self._wandb: Any = None
         self._run: Any = None
         self._defined: set[str] = set()
@@ -111,7 +116,7 @@ class _Calls:
         before = sys.exit, sys.excepthook
         self._run = self._init()
         _restore(*before)
-        _guard().arm()
+        self._on_open()
         self.folder = str(Path(self._run.dir).parent)
         self.location = self._run.url if self._options.online else self.folder
         self.opened.set()
@@ -211,10 +216,10 @@ class _Calls:
 _guards: dict[int, ExitGuard] = {}
 
 
-def _guard() -> ExitGuard:
+def _guard(limit: float) -> ExitGuard:
     """This process's guard, made with its first mirror."""
     if os.getpid() not in _guards:
-        _guards[os.getpid()] = ExitGuard("wandb", "opentelemetry", limit=10.0)
+        _guards[os.getpid()] = ExitGuard("wandb", "opentelemetry", limit=limit)
     return _guards[os.getpid()]
 
 

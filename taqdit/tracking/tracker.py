@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,8 +114,9 @@ class Tracker:
         """Ends the record, after a bounded wait for slow sinks. A second call does nothing."""
         if not self._finished:
             self._finished = True
-            for sink in self._sinks:
-                sink.finish(ok)
+            with ExitStack() as stack:  # in order, and all of them whatever one raises
+                for sink in reversed(self._sinks):
+                    stack.callback(sink.finish, ok)
 
     def _tell(self, kind: str, **fields: Any) -> None:
         if not self._finished and self._sinks:

@@ -52,7 +52,8 @@ class Worker:
             job, began = current
             if time.monotonic() - began > job.limit:
                 self.fail(f"{job.what} gave no answer within {job.limit:g} s")
-        return not self._failed
+        with self._lock:  # a failure counts once it has been reported
+            return not self._failed
 
     def close(self, what: str, call: Callable[[], Any], *, limit: float) -> bool:
         """Makes one last call after all others; waits at most `limit` seconds for everything.
@@ -73,9 +74,9 @@ class Worker:
     def fail(self, reason: str) -> None:
         """Reports `reason` if it is the first one, and stops taking calls."""
         with self._lock:
-            first, self._failed = not self._failed, True
-        if first:
-            self._report(reason)
+            if not self._failed:
+                self._failed = True
+                self._report(reason)
 
     def _offer(self, last: list[_Job | None]) -> None:
         try:

@@ -36,6 +36,25 @@ def reference(tmp_path_factory):
     return tree(folder / "outputs" / "store")
 
 
+def wait_for(condition, process):
+    """Wait until the condition holds or the process has ended."""
+    while process.poll() is None and not condition():
+        time.sleep(0.01)
+
+
+def kill_soon(folder, rng):
+    """Start the run, kill it at a random moment of its work; whether it was killed."""
+    process = start(folder)
+    wait_for(lambda: (folder / "outputs" / "store").exists(), process)
+    try:
+        process.communicate(timeout=rng.uniform(0.0, 0.8))
+        return False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return True
+
+
 def test_killed_at_random_moments_the_store_is_byte_identical(tmp_path, reference):
     """KILLS kills or more over several stores: each resumed one equals the uninterrupted one."""
     rng, kills, store = random.Random(0), 0, 0
@@ -43,14 +62,7 @@ def test_killed_at_random_moments_the_store_is_byte_identical(tmp_path, referenc
         folder = tmp_path / str(store)
         folder.mkdir()
         store += 1
-        for _ in range(5):
-            process = start(folder)
-            try:
-                process.wait(timeout=rng.uniform(0.8, 2.2))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                kills += 1
+        kills += sum(kill_soon(folder, rng) for _ in range(5))
         finish(folder)
         assert tree(folder / "outputs" / "store") == reference
 
@@ -58,10 +70,8 @@ def test_killed_at_random_moments_the_store_is_byte_identical(tmp_path, referenc
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_keeps_what_is_published(tmp_path, reference, number):
     process = start(tmp_path)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("outputs/store/trajectories/*/000000.safetensors")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    first = "outputs/store/trajectories/*/000000.safetensors"
+    wait_for(lambda: any(tmp_path.glob(first)), process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors

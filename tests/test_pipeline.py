@@ -1,0 +1,280 @@
+"""Whole runs: the embedded model end to end, reuse, extension, two processes, and from Python."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ANALYTIC, command, tree
+from wandb_files import read_run
+
+import taqdit as package
+from taqdit.errors import ConfigError, InputError, StorageError
+from taqdit.store import read_shard
+
+TINY = (
+    "schedule.num_steps=4",
+    "sampler.num_trajectories=2",
+    "sampler.batch_size=2",
+    "timestep_selection.count=2",
+)
+
+
+def one(folder, pattern):
+    (found,) = folder.glob(pattern)
+    return found
+
+
+def summary_of(done, folder):
+    assert done.returncode == 0, done.stderr
+    paths = sorted(folder.glob("outputs/runs/*/*/summary.json"))
+    return json.loads(paths[-1].read_text())
+
+
+def test_the_default_command_in_small(taqdit, tmp_path):
+    """`taqdit` on the embedded model: summary, sealed store, pictures, figures, npz, W&B file."""
+    summary = summary_of(taqdit(*TINY), tmp_path)
+    assert summary["status"] == "ok"
+    assert [(s["name"], s["made"], s["reused"]) for s in summary["stages"]] == [
+        ("conditioning", 3, 0),
+        ("trajectories", 2, 0),
+    ]
+    folder = tmp_path / "outputs" / "store" / summary["stages"][1]["folder"]
+    names = sorted(path.name for path in folder.iterdir())
+    shards = ["000000.png", "000000.safetensors", "000001.png", "000001.safetensors"]
+    assert names == [*shards, "SEALED.json", "stage.json"]
+    shard = read_shard(folder / "000001.safetensors", kind="trajectory")
+    assert shard.tensors["latents"].shape == (5, 8, 8, 16)
+    assert shard.metadata["seed"] == 1
+    run = one(tmp_path, "outputs/runs/*/*")
+    with np.load(run / "calibration.npz", allow_pickle=False) as npz:
+        assert npz["xs"].shape == (4, 8, 8, 16)
+        assert npz["prompts"].dtype.kind == "U"
+    for name in summary["figures"]:
+        assert (run / name).stat().st_size > 0
+    assert {name.split("/")[1] for name in summary["figures"] if name.endswith("png")} == {
+        "latent_curves.png",
+        "selection_strip.png",
+        "image_grid.png",
+    }
+
+
+def test_the_wandb_file_holds_the_curves(taqdit, tmp_path):
+    """Offline by default; the rows in it are the latents' statistics, and the local log agrees."""
+    summary = summary_of(taqdit(*TINY), tmp_path)
+    folder = tmp_path / "outputs" / "store" / summary["stages"][1]["folder"]
+    shards = [read_shard(folder / f"00000{i}.safetensors").tensors for i in range(2)]
+    latents = np.stack([shard["latents"] for shard in shards]).astype(np.float64)
+    found = read_run(one(tmp_path, "outputs/runs/*/*"))
+    curve = [row for row in found.history if "latent/std" in row]
+    assert [row["step"] for row in curve] == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose([r["sigma"] for r in curve], shards[0]["sigmas"], rtol=1e-6)
+    for key, expected in (
+        ("latent/mean", latents.mean(axis=(0, 2, 3, 4))),
+        ("latent/std", latents.std(axis=(0, 2, 3, 4))),
+        ("latent/min", latents.min(axis=(0, 2, 3, 4))),
+        ("latent/max", latents.max(axis=(0, 2, 3, 4))),
+    ):
+        np.testing.assert_allclose([row[key] for row in curve], expected, rtol=1e-5, atol=1e-7)
+    assert found.exit_code == 0
+    assert [artifact["type"] for artifact in found.artifacts] == ["calibration-set"]
+    assert found.config["sampler"]["cfg_scale"] == 2.0
+
+
+def test_a_second_run_reuses_everything(taqdit, tmp_path):
+    first = summary_of(taqdit(*ANALYTIC), tmp_path)
+    before = tree(tmp_path / "outputs" / "store")
+    second = summary_of(taqdit(*ANALYTIC), tmp_path)
+    assert [s["made"] for s in first["stages"]] == [7, 6]
+    assert [(s["made"], s["reused"]) for s in second["stages"]] == [(0, 7), (0, 6)]
+    assert tree(tmp_path / "outputs" / "store") == before
+    assert first["run_id"] != second["run_id"]
+
+
+def test_more_trajectories_extend_the_stage(taqdit, tmp_path):
+    """From 4 to 6: the first shards stay; the result is what 6 at once would have given."""
+    summary_of(taqdit(*ANALYTIC, "sampler.num_trajectories=4"), tmp_path)
+    extended = summary_of(taqdit(*ANALYTIC), tmp_path)
+    assert [(s["made"], s["reused"]) for s in extended["stages"]] == [(2, 5), (2, 4)]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    summary_of(taqdit(*ANALYTIC, cwd=elsewhere), elsewhere)
+    assert tree(tmp_path / "outputs" / "store") == tree(elsewhere / "outputs" / "store")
+
+
+def test_batches_are_whole(taqdit, tmp_path):
+    """3 trajectories at batch 2 store 4: a latent's bits depend on the rows of its forward."""
+    summary = summary_of(taqdit(*ANALYTIC, "sampler.num_trajectories=3"), tmp_path)
+    assert summary["stages"][1]["made"] == 4
+    assert summary["calibration"]["points"] == 9
+
+
+def test_pictures_asked_for_later_need_no_sampling(taqdit, tmp_path):
+    summary_of(taqdit(*ANALYTIC, "sampler.images=false"), tmp_path)
+    assert not list(tmp_path.glob("outputs/store/trajectories/*/*.png"))
+    later = summary_of(taqdit(*ANALYTIC), tmp_path)
+    assert (later["stages"][1]["made"], later["stages"][1]["reused"]) == (0, 6)
+    assert len(list(tmp_path.glob("outputs/store/trajectories/*/*.png"))) == 6
+
+
+def test_another_selection_is_a_view(taqdit, tmp_path):
+    summary_of(taqdit(*ANALYTIC), tmp_path)
+    other = summary_of(taqdit(*ANALYTIC, "timestep_selection=midpoint"), tmp_path)
+    assert [s["made"] for s in other["stages"]] == [0, 0]
+
+
+def test_refresh_moves_the_old_stage_aside(taqdit, tmp_path):
+    summary_of(taqdit(*ANALYTIC), tmp_path)
+    (old,) = tmp_path.glob("outputs/store/trajectories/*")
+    before = tree(old)
+    refreshed = summary_of(taqdit(*ANALYTIC, "refresh=[trajectories]"), tmp_path)
+    assert [s["made"] for s in refreshed["stages"]] == [0, 6]
+    assert tree(old.with_name(f"{old.name}.replaced-1")) == tree(old) == before
+
+
+def test_two_processes_share_a_stage(tmp_path):
+    """The same command twice at once: each shard is made once, the bytes are those of one."""
+    settings = (*ANALYTIC, "model._target_=analytic.slow", "sampler.num_trajectories=8")
+    line, env = command(*settings)
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    for folder in (together, alone):
+        folder.mkdir()
+    both = [subprocess.Popen(line, cwd=together, env=env) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    subprocess.run(line, cwd=alone, env=env, check=True)
+    assert tree(together / "outputs" / "store") == tree(alone / "outputs" / "store")
+    made = [json.loads(p.read_text()) for p in together.glob("outputs/runs/*/*/summary.json")]
+    assert sum(summary["stages"][1]["made"] for summary in made) == 8
+
+
+def test_a_stage_is_not_continued_on_another_backend(taqdit, tmp_path):
+    summary_of(taqdit(*ANALYTIC, "sampler.num_trajectories=4"), tmp_path)
+    path = one(tmp_path, "outputs/store/trajectories/*/stage.json")
+    from taqdit.store.digest import stamp
+
+    document = json.loads(path.read_text())
+    document["backends"][0]["mlx"] = "0.0.1"
+    document.pop("sha256", None)
+    path.write_text(json.dumps(stamp(document)))
+    reused = taqdit(*ANALYTIC, "sampler.num_trajectories=4")
+    assert "0.0.1" in summary_of(reused, tmp_path)["stages"][1]["note"]
+    refused = taqdit(*ANALYTIC)
+    assert refused.returncode == 4
+    assert "allow_backend_change=true" in refused.stderr
+    assert taqdit(*ANALYTIC, "allow_backend_change=true").returncode == 0
+    assert len(json.loads(path.read_text())["backends"]) == 2
+
+
+def test_a_stage_that_may_not_be_computed_is_asked_for(taqdit):
+    done = taqdit(*ANALYTIC, "stages=[calibration]")
+    assert done.returncode == 4
+    assert "add conditioning to stages" in done.stderr
+
+
+def test_preflight_only_writes_nothing_into_the_store(taqdit, tmp_path):
+    done = taqdit("experiment=paper", "preflight=only")
+    assert done.returncode == 0, done.stderr
+    assert "6,400 calibration points of 256 trajectories" in done.stderr
+    latents = 256 * 101 * 32 * 32 * 16 * 4
+    pictures = 256 * 256 * 256 * 3
+    rows = 21 * (589 * 4096 + 2048) * 2
+    npz = 6400 * (32 * 32 * 16 * 4 + 2 + 4) + 20 * 2 * (589 * 4096 + 2048) * 2
+    assert f"({latents + pictures + rows + npz:,} bytes)" in done.stderr
+    assert "3,200 of 16 rows" in done.stderr
+    assert not (tmp_path / "outputs" / "store").exists()
+
+
+def test_the_paper_recipe_without_weights_says_how_to_get_them(taqdit, tmp_path):
+    done = taqdit("experiment=paper", HF_HUB_CACHE=str(tmp_path / "hub"))
+    assert done.returncode == 7
+    (line,) = [text for text in done.stderr.splitlines() if text.startswith("taqdit: ")]
+    assert "argmaxinc/mlx-stable-diffusion-3-medium" in line
+    assert "login" in line
+
+
+def test_a_sweep_reuses_and_reports_its_jobs(taqdit, tmp_path):
+    done = taqdit("-m", *ANALYTIC, "timestep_selection=paper_uniform,midpoint")
+    assert done.returncode == 0, done.stderr
+    paths = sorted(tmp_path.glob("outputs/sweeps/*/*/*/summary.json"))
+    made = [json.loads(path.read_text())["stages"][1]["made"] for path in paths]
+    assert made == [6, 0]
+
+
+def test_a_failing_job_does_not_stop_the_others(taqdit, tmp_path):
+    targets = "model._target_=analytic.poisoned,analytic.gaussian"
+    done = taqdit("-m", *ANALYTIC, targets)
+    assert done.returncode == 6
+    assert "NaN" in done.stderr
+    states = [json.loads(p.read_text()) for p in tmp_path.glob("outputs/sweeps/*/*/*/summary.json")]
+    assert {state["status"] for state in states} == {"ok", "failed"}
+
+
+def test_from_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = package.launch([*ANALYTIC, "tracking=local"])
+    assert run.summary["status"] == "ok"
+    again = package.open_run(run.folder)
+    points = again.calibration()
+    assert isinstance(points, package.CalibrationSet)
+    assert len(points) == 18
+    trajectories = again.trajectories()
+    point = points[7]
+    expected = trajectories.latents(point.trajectory)[point.step]
+    np.testing.assert_array_equal(point.latent, expected)
+    assert again.picture(0).shape == (32, 32, 3)
+    with np.load(run.folder / "calibration.npz", allow_pickle=False) as npz:
+        order = np.random.default_rng(0).permutation(len(points))
+        np.testing.assert_array_equal(npz["xs"][0], points[int(order[0])].latent)
+    with pytest.raises(ConfigError):
+        package.launch(["sampler.batch_size=0"])
+    with pytest.raises(InputError, match="no finished run"):
+        package.open_run(tmp_path / "nowhere")
+
+
+def test_an_npz_made_elsewhere_is_the_calibration_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = package.launch([*TINY, "tracking=none", "plots=none", "sampler.images=false"])
+    path = first.folder / "calibration.npz"
+    other = package.launch([*TINY, "tracking=none", f"inputs.calibration={path}"])
+    assert other.summary["calibration"]["points"] == 4
+    assert other.summary["calibration"]["imported"]
+    assert other.summary["stages"] == []
+
+
+def test_outputs_can_be_moved_as_a_whole(taqdit, tmp_path):
+    summary_of(taqdit(*ANALYTIC), tmp_path)
+    (tmp_path / "outputs").rename(tmp_path / "moved")
+    run = package.open_run(one(tmp_path, "moved/runs/*/*"))
+    assert run.trajectories().latents(5).shape == (7, 4, 4, 16)
+
+
+def test_an_extent_beyond_what_is_stored_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    package.launch(ANALYTIC)
+    with pytest.raises(StorageError, match="lacks 2 units"):
+        package.launch([*ANALYTIC, "sampler.num_trajectories=10", "stages=[conditioning]"])
+
+
+LIGHT = """
+import sys
+from taqdit.cli import dispatch
+sys.argv = ["taqdit", *{arguments!r}]
+try:
+    dispatch(sys.argv[1:])
+except BaseException as error:
+    print(type(error).__name__)
+heavy = {{"diffusionkit", "transformers", "wandb", "matplotlib", "torch"}} & set(sys.modules)
+sys.exit(f"imported {{heavy}}" if heavy else 0)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["check"], ["sampler.batch_size=0"], ["no_verb"]]
+)
+def test_help_check_and_errors_import_nothing_heavy(tmp_path, arguments):
+    script = LIGHT.format(arguments=arguments)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,50 @@
+"""The plan's figures against what a run really writes, and the refusal of a full disk."""
+
+import dataclasses
+
+import pytest
+from conftest import ANALYTIC
+
+import taqdit as package
+from taqdit import config, preflight
+from taqdit.errors import StorageError
+
+
+def estimate(*overrides, free=10**12):
+    return preflight.estimate(config.plan(config.compose_config(overrides)), free_bytes=free)
+
+
+def test_the_estimate_is_what_a_run_writes(tmp_path, monkeypatch):
+    """Data bytes agree within the headers of the files."""
+    monkeypatch.chdir(tmp_path)
+    found = estimate(*ANALYTIC)
+    run = package.launch(ANALYTIC)
+    shards = list(tmp_path.glob("outputs/store/trajectories/*/*.safetensors"))
+    written = sum(path.stat().st_size for path in shards)
+    headers = 800 * len(shards)
+    assert found.trajectory_bytes <= written <= found.trajectory_bytes + headers
+    npz = (run.folder / "calibration.npz").stat().st_size
+    assert found.export_bytes <= npz <= found.export_bytes + 4000
+    pictures = sum(p.stat().st_size for p in tmp_path.glob("outputs/store/trajectories/*/*.png"))
+    assert pictures <= found.picture_bytes
+    assert found.points == run.summary["calibration"]["points"]
+
+
+def test_forwards_follow_sampler_and_batches():
+    assert estimate("sampler.num_trajectories=17").forwards == 3 * 30
+    assert estimate("sampler=heun").forwards == 2 * 59
+
+
+def test_a_full_disk_is_refused(tmp_path):
+    found = estimate()
+    tight = dataclasses.replace(found, free_bytes=found.total_bytes)
+    with pytest.raises(StorageError, match=r"free.*writes about"):
+        preflight.refuse_full_disk(tight, needed=found.total_bytes, folder=tmp_path)
+    preflight.refuse_full_disk(found, needed=found.total_bytes, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2_500_000_000, "2.5 GB")]
+)
+def test_sizes_in_words(count, words):
+    assert preflight.size(count) == words

@@ -1,0 +1,660 @@
+"""Tracking: the local record is complete whatever W&B does; W&B gets all of it when it works."""
+
+import base64
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import wandb_files
+import wandb_stub
+import yaml
+from PIL import Image
+
+from taqdit import tracking
+from taqdit.errors import ConfigError
+from taqdit.tracking.credentials import resolve_mode
+from taqdit.tracking.plain import merge_bins, plain
+from taqdit.tracking.secrets import MASK
+
+ROOT = Path(__file__).resolve().parent.parent
+KEY = wandb_stub.SECRET
+SIGMAS = [1.0, 0.75, 0.5, 0.25, 0.0]
+INFO = {"run_id": "r1", "name": "first", "group": "g", "job_type": "calibration"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run's folder with a picture and a data set in it."""
+    made = tmp_path / "run"
+    (made / "data").mkdir(parents=True)
+    for name in ("a", "b"):
+        (made / "data" / name).write_text(name)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(made / "grid.png")
+    return made
+
+
+def start(options, folder, **changes):
+    about = {**INFO, "tags": ["model:tiny"], "config": {"steps": 4, "sampler": {"cfg": 2.0}}}
+    return options.start(folder, **(about | changes))
+
+
+def tell(tracker, folder):
+    """One of everything."""
+    for step, sigma in enumerate(SIGMAS):
+        axis = {"step": step, "sigma": sigma, "timestep": 1000 * sigma}
+        tracker.scalars({"loss/a": np.float32(step / 2)}, axis=axis)
+    tracker.histogram("act", np.arange(1000), np.linspace(0, 1, 1001), axis={"step": 3})
+    tracker.curves("latent", x=np.array(SIGMAS), ys={"mean": np.arange(5.0)}, x_name="sigma")
+    tracker.table("layers", ["layer", "bits"], [["mm_00", 4], ["mm_01", None]])
+    tracker.image("grid", folder / "grid.png", "two shapes")
+    tracker.artifact(
+        "cal set", kind="calibration-set", path=folder / "data", metadata={"n": np.int64(4)}
+    )
+    tracker.uses("trajectories-abc", kind="trajectories")
+    tracker.summary({"points": 20})
+
+
+def events(folder):
+    lines = (folder / "events.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def without_time(folder):
+    return [{k: v for k, v in event.items() if k != "time"} for event in events(folder)]
+
+
+def warnings_of(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+# --- one contract, two backends -------------------------------------------------------------
+
+
+def local_view(folder):
+    """What the contract asks of events.jsonl."""
+    found = {event["kind"]: event for event in events(folder)}
+    scalars = [e for e in events(folder) if e["kind"] == "scalars"]
+    curves, image, artifact = found["curves"], found["image"], found["artifact"]
+    return {
+        "run": {k: found["run"][k] for k in ("run_id", "name", "group", "job_type", "tags")},
+        "config": found["run"]["config"],
+        "scalars": [{**e["axis"], **e["values"]} for e in scalars],
+        "histogram": sum(found["histogram"]["counts"]),
+        "range": [found["histogram"]["edges"][i] for i in (0, -1)],
+        "curve": list(zip(curves["x"], curves["ys"]["mean"], strict=True)),
+        "table": (found["table"]["columns"], found["table"]["rows"]),
+        "image": ((folder / image["path"]).is_file(), image["caption"]),
+        "artifact": (artifact["type"], artifact["metadata"], artifact["path"]),
+        "summary": found["summary"]["values"]["points"],
+        "ok": found["finish"]["ok"],
+    }
+
+
+def wandb_view(folder):
+    """The same, read back from the .wandb file."""
+    found = wandb_files.read_run(folder)
+    (files,) = folder.glob("wandb/offline-run-*/files")
+    names = {"run_id": "run_id", "display_name": "name", "run_group": "group"}
+    run = {names.get(k, k): v for k, v in found.run.items() if k not in ("project", "entity")}
+    scalars = [{k: r[k] for k in r if k[0] != "_"} for r in found.history if "loss/a" in r]
+    (hist,) = [row for row in found.history if "act._type" in row]
+    curve = [(r["sigma"], r["latent/mean"]) for r in found.history if "latent/mean" in r]
+    (path,) = found.column("layers.path")
+    table = json.loads((files / path).read_text("utf-8"))
+    (art,) = [a for a in found.artifacts if a["type"] == "calibration-set"]
+    picture = files / found.column("grid.path")[0]
+    assert set(art["entries"].values()) == {(folder / "data" / n).as_uri() for n in "ab"}
+    return {
+        "run": run,
+        "config": {k: v for k, v in found.config.items() if not k.startswith("_")},
+        "scalars": scalars,
+        "histogram": sum(hist["act.values"]),
+        "range": [hist["act.bins"][i] for i in (0, -1)],
+        "curve": curve,
+        "table": (table["columns"], table["data"]),
+        "image": (picture.is_file(), found.column("grid.caption")[0]),
+        "artifact": (art["type"], art["metadata"], "data"),
+        "summary": found.summary["points"],
+        "ok": found.exit_code == 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "view"),
+    [(tracking.local(), local_view), (tracking.wandb(mode="offline"), wandb_view)],
+    ids=["local", "wandb"],
+)
+@pytest.mark.parametrize("ok", [True, False])
+def test_what_is_told_can_be_read_back(folder, options, view, ok):
+    tracker = start(options, folder)
+    tell(tracker, folder)
+    tracker.finish(ok=ok)
+    tracker.scalars({"late": 1.0}, axis={})
+    axes = [{"step": i, "sigma": s, "timestep": 1000 * s} for i, s in enumerate(SIGMAS)]
+    assert view(folder) == {
+        "run": {**INFO, "tags": ["model:tiny"]},
+        "config": {"steps": 4, "sampler": {"cfg": 2.0}},
+        "scalars": [{**axis, "loss/a": i / 2} for i, axis in enumerate(axes)],
+        "histogram": sum(range(1000)),
+        "range": [0, 1],
+        "curve": list(zip(SIGMAS, range(5), strict=True)),
+        "table": (["layer", "bits"], [["mm_00", 4], ["mm_01", None]]),
+        "image": (True, "two shapes"),
+        "artifact": ("calibration-set", {"n": 4}, "data"),
+        "summary": 20,
+        "ok": ok,
+    }
+
+
+# --- the local record -----------------------------------------------------------------------
+
+
+def test_local_lines_come_in_order_and_end_with_finish(folder):
+    tracker = start(tracking.local(), folder)
+    tell(tracker, folder)
+    tracker.finish(ok=True)
+    tracker.finish(ok=False)
+    kinds = ["histogram", "curves", "table", "image", "artifact", "uses", "summary"]
+    assert [e["kind"] for e in events(folder)] == ["run", *["scalars"] * 5, *kinds, "finish"]
+    assert str(folder.parent) not in (folder / "events.jsonl").read_text("utf-8")
+    assert tracker.location == str(folder / "events.jsonl")
+
+
+def test_each_line_is_on_disk_before_the_run_goes_on(folder):
+    tracker = start(tracking.local(), folder)
+    tracker.scalars({"a": float("nan"), "b": float("-inf")}, axis={"step": 0})
+    assert events(folder)[-1]["values"] == {"a": "NaN", "b": "-Infinity"}
+
+
+def test_none_writes_nothing(folder):
+    before = sorted(folder.iterdir())
+    tracker = start(tracking.none(), folder)
+    tell(tracker, folder)
+    tracker.finish(ok=True)
+    assert sorted(folder.iterdir()) == before
+    assert tracker.location == ""
+
+
+def test_lengths_that_do_not_fit_are_refused(folder):
+    tracker = start(tracking.local(), folder)
+    with pytest.raises(ValueError, match="3 counts need one more edge, not 3"):
+        tracker.histogram("h", [1, 2, 3], [0, 1, 2], axis={})
+    with pytest.raises(ValueError, match="c/y: 1 values for 2 of x"):
+        tracker.curves("c", x=[1, 2], ys={"y": [1]}, x_name="x")
+    with pytest.raises(ValueError, match="2 columns, but a row has 1"):
+        tracker.table("t", ["a", "b"], [[1, 2], [3]])
+
+
+def test_plain_values_are_those_json_knows():
+    given = {"a": np.float32(0.5), 2: (np.int64(3), np.array([[1.0, np.inf]])), "p": Path("x/y")}
+    assert plain(given) == {"a": 0.5, "2": [3, [[1.0, "Infinity"]]], "p": "x/y"}
+    assert type(plain(np.float64(0.5))) is float
+    assert plain([True, None, "t"]) == [True, None, "t"]
+
+
+@pytest.mark.parametrize("bins", [1, 511, 512, 513, 1000, 5000])
+def test_merged_bins_keep_the_total_and_the_range(bins):
+    counts, edges = np.arange(bins), np.linspace(-1, 1, bins + 1)
+    merged, where = merge_bins(counts, edges, most=512)
+    assert len(merged) <= 512
+    assert len(where) == len(merged) + 1
+    assert sum(merged) == counts.sum()
+    assert (where[0], where[-1]) == (-1, 1)
+    assert set(where) <= set(edges)
+    if bins <= 512:
+        assert merged == counts.tolist()
+
+
+def test_infinite_outer_edges_become_finite_for_wandb():
+    assert merge_bins(np.array([1, 2]), np.array([-np.inf, 0.5, np.inf]), most=9)[1] == [0.5] * 3
+
+
+# --- W&B in particular ----------------------------------------------------------------------
+
+
+def test_curves_are_drawn_against_sigma(folder):
+    tracker = start(tracking.wandb(mode="offline"), folder)
+    tell(tracker, folder)
+    tracker.scalars({"speed": 3.0}, axis={"batch": 1})
+    tracker.finish(ok=True)
+    found = wandb_files.read_run(folder)
+    drawn = {name: x for name, x in found.metrics.items() if x}
+    assert drawn == {"loss/a": "sigma", "latent/mean": "sigma", "act": "step", "speed": "batch"}
+    assert found.hidden == {"step", "sigma", "timestep", "batch"}
+    chart = found.config["_wandb.visualize.latent"]
+    assert chart["panel_config"]["stringSettings"]["xname"] == "sigma"
+
+
+@pytest.mark.parametrize("limit", [100, 99])
+def test_the_artifact_is_a_reference_and_large_ones_are_not_read(limit, folder, monkeypatch):
+    from taqdit.tracking import mirror
+
+    monkeypatch.setattr(mirror, "CHECKSUM_BYTES", limit)
+    data = b"x" * 100
+    (folder / "a.bin").write_bytes(data)
+    tracker = start(tracking.wandb(mode="offline"), folder)
+    tracker.artifact("set/1", kind="calibration-set", path=folder / "a.bin", metadata={})
+    tracker.finish(ok=True)
+    (artifact,) = wandb_files.read_run(folder).artifacts
+    assert artifact["name"] == "set-1"
+    assert artifact["entries"] == {"a.bin": (folder / "a.bin").as_uri()}
+    content = base64.b64encode(hashlib.md5(data).digest()).decode()
+    assert (artifact["digests"]["a.bin"] == content) == (limit == 100)
+    assert not list(folder.glob("wandb/**/a.bin"))
+
+
+def test_wandb_leaves_the_process_as_it_was(folder, capfd):
+    before = sys.exit, sys.excepthook
+    tracker = start(tracking.wandb(mode="offline"), folder)
+    tell(tracker, folder)
+    tracker.finish(ok=True)
+    assert (sys.exit, sys.excepthook) == before
+    assert capfd.readouterr() == ("", "")
+    assert tracker.location.endswith("-r1")
+
+
+def test_online_the_server_gets_everything(folder, monkeypatch, capfd, caplog):
+    caplog.set_level(logging.INFO)
+    with wandb_stub.Server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        import wandb
+
+        wandb.teardown()  # the settings of earlier tests
+        tracker = start(tracking.auto(), folder)
+        tell(tracker, folder)
+        tracker.finish(ok=True)
+        wandb.teardown()
+        assert server.column("loss/a") == [0, 0.5, 1, 1.5, 2]
+        assert server.column("latent/mean") == [0, 1, 2, 3, 4]
+        assert server.config["sampler"]["value"] == {"cfg": 2.0}
+        made = {a["artifactCollectionName"]: a for a in server.artifacts}
+        assert made["cal-set"]["type"] == "calibration-set"
+        assert json.loads(made["cal-set"]["metadata"]) == {"n": 4}
+        assert server.exit_codes == [0]
+        assert f"{server.url}/tester/taqdit/runs/r1" in tracker.location
+    assert warnings_of(caplog) == []  # an artifact that the server does not know is no failure
+    assert "no artifact trajectories-abc" in caplog.text
+    assert capfd.readouterr() == ("", "")
+    assert len(events(folder)) == 14
+
+
+# --- online, offline or not at all ----------------------------------------------------------
+
+
+CASES = {
+    "nothing": ({}, {}, "offline"),
+    "key": ({"WANDB_API_KEY": KEY}, {}, "online"),
+    "identity": ({"WANDB_IDENTITY_TOKEN_FILE": "/x"}, {}, "online"),
+    "mode wins over key": ({"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, {}, "offline"),
+    "disabled": ({"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, {}, "disabled"),
+    "dryrun": ({"WANDB_API_KEY": KEY, "WANDB_MODE": "dryrun"}, {}, "offline"),
+    "online without key": ({"WANDB_MODE": "online"}, {}, "offline"),
+    "unknown mode": ({"WANDB_MODE": "onlin"}, {}, "offline"),
+    "netrc": ({}, {".netrc": "machine api.wandb.ai login user password " + KEY}, "online"),
+    "new host": ({}, {".netrc": f"machine api.forge.coreweave.com password {KEY}"}, "online"),
+    "other netrc": ({}, {".netrc": "machine example.org login user password " + KEY}, "offline"),
+    "broken netrc": ({}, {".netrc": "machine \x00 what is this"}, "offline"),
+    "own server": (
+        {"WANDB_BASE_URL": "https://wb.lab.org"},
+        {".netrc": "machine wb.lab.org login user password " + KEY},
+        "online",
+    ),
+    "key for another server": (
+        {"WANDB_BASE_URL": "https://wb.lab.org"},
+        {".netrc": "machine api.wandb.ai login user password " + KEY},
+        "offline",
+    ),
+    "settings": ({}, {".config/wandb/settings": f"[default]\napi_key = {KEY}\n"}, "online"),
+    "wandb offline": (
+        {"WANDB_API_KEY": KEY},
+        {".config/wandb/settings": "[default]\nmode = offline\n"},
+        "offline",
+    ),
+    "broken settings": ({}, {".config/wandb/settings": "not an ini file"}, "offline"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_auto_goes_online_only_when_told_to(case, tmp_path, monkeypatch):
+    environment, files, expected = CASES[case]
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC", "WANDB_CONFIG_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert resolve_mode("auto") == expected
+
+
+def test_a_named_mode_wins_but_never_asks_for_a_key(monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert resolve_mode("online") == "offline"  # no key: W&B would prompt
+    assert "set WANDB_API_KEY or run `wandb login`" in caplog.text
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert resolve_mode("online") == "online"
+
+
+def test_disabled_means_local(folder):
+    tracker = start(tracking.wandb(mode="disabled"), folder)
+    tracker.finish(ok=True)
+    assert not (folder / "wandb").exists()
+    assert len(events(folder)) == 2
+
+
+# --- options --------------------------------------------------------------------------------
+
+
+def test_all_range_errors_come_at_once():
+    with pytest.raises(ConfigError) as caught:
+        tracking.wandb(mode="maybe", project="a/b", init_timeout=0.0, queue_size=0)
+    assert [text.split("=")[0] for text in caught.value.args] == [
+        "mode",
+        "project",
+        "queue_size",
+        "init_timeout",
+    ]
+
+
+OPTIONS = sorted((ROOT / "conf" / "tracking").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: path.stem)
+def test_every_yaml_holds_its_function_with_its_defaults_commented(path):
+    text = path.read_text("utf-8")
+    node = yaml.safe_load(text)
+    assert node.pop("_target_") == f"taqdit.tracking.{path.stem}"
+    option = getattr(tracking, path.stem)
+    assert option(**node) == option()
+    assert set(node) == set(option.__kwdefaults__ or {})
+    knobs = [line for line in text.splitlines() if not line.startswith(("#", "_target_"))]
+    assert text.startswith("# ")
+    assert all(" # " in line for line in knobs)
+
+
+# --- secrets --------------------------------------------------------------------------------
+
+
+def test_what_looks_like_a_secret_is_masked(monkeypatch):
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "correct horse battery")
+    config = {
+        "wandb_api_key": "abc",
+        "apiKey": "abc",
+        "HF_TOKEN": "abc",
+        "auth": {"password": 1234, "nested": {"secret": {"deep": ["abc"]}}},
+        "note": f"my key is {KEY}, keep it",
+        "hub": "hf_abcdefghijklmnopqrstuvwxyz",
+        "url": "https://user:pw123@host/path",
+        "argument": "--x=correct horse battery",
+        # these are no secrets
+        "num_tokens": 77,
+        "token": 589,
+        "monkey": "banana",
+        "sha256": "ab" * 32,
+        "empty_key": "",
+        "keep": [1, None, True, "text"],
+    }
+    masked = tracking.mask_secrets(config)
+    assert masked == {
+        "wandb_api_key": MASK,
+        "apiKey": MASK,
+        "HF_TOKEN": MASK,
+        "auth": {"password": MASK, "nested": {"secret": {"deep": [MASK]}}},
+        "note": f"my key is {MASK}, keep it",
+        "hub": MASK,
+        "url": f"https://{MASK}@host/path",
+        "argument": f"--x={MASK}",
+        "num_tokens": 77,
+        "token": 589,
+        "monkey": "banana",
+        "sha256": "ab" * 32,
+        "empty_key": "",
+        "keep": [1, None, True, "text"],
+    }
+    assert config["apiKey"] == "abc"  # a copy
+
+
+def test_the_key_is_in_no_file_of_a_run(folder, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(sys, "argv", ["taqdit", f"+note={KEY}"])
+    config = {"a": KEY, "api_key": "plain-secret", "b": [f"x {KEY}"]}
+    tracker = start(tracking.wandb(mode="offline"), folder, config=config)
+    tracker.summary({"said": KEY})
+    tracker.table("t", ["text"], [[f"key {KEY}"]])
+    tracker.artifact("a", kind="k", path=folder / "grid.png", metadata={"token": "plain-secret"})
+    tracker.finish(ok=True)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 4
+    for path in files:
+        assert KEY.encode() not in path.read_bytes(), path
+        assert b"plain-secret" not in path.read_bytes(), path
+
+
+# --- W&B fails ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Puts a FakeWandb in wandb's place; what hangs is let go at the end."""
+    release = threading.Event()
+
+    def install(where="", how=""):
+        made = wandb_stub.FakeWandb(where, how, release)
+        monkeypatch.setitem(sys.modules, "wandb", made)
+        return made
+
+    yield install
+    release.set()
+
+
+QUICK = {"init_timeout": 0.3, "call_timeout": 0.3, "finish_timeout": 1.0}
+
+
+def complete(tmp_path, monkeypatch):
+    """The local record of a run that W&B had no part in."""
+    (folder := tmp_path / "reference").mkdir()
+    tracker = start(tracking.local(), folder)
+    tell(tracker, folder)
+    tracker.finish(ok=True)
+    return without_time(folder)
+
+
+@pytest.mark.parametrize("how", ["raise", "hang"])
+@pytest.mark.parametrize("where", ["init", "log", "log_artifact", "finish"])
+def test_a_wandb_that_fails_harms_nothing(where, how, folder, fake, caplog, tmp_path, monkeypatch):
+    wandb = fake(where, how)
+    tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
+    tell(tracker, folder)
+    tracker.finish(ok=True)
+    assert without_time(folder) == complete(tmp_path, monkeypatch)
+    assert wandb.calls.count(where) == 1  # reached once, and never called again
+    if how == "hang":
+        assert wandb.hanging.is_set()  # still is: nobody waited for it
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith(f"W&B: {where if where != 'log' else 'scalars'}".replace("log_", ""))
+    assert "from here on events.jsonl alone" in warning
+    assert KEY not in warning
+    assert "\n" not in warning
+
+
+def test_the_fake_is_fair(folder, fake, caplog):
+    """Without a fault everything reaches it, so the tests above can fail."""
+    wandb = fake()
+    tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
+    tell(tracker, folder)
+    tracker.finish(ok=True)
+    assert warnings_of(caplog) == []
+    assert wandb.calls == ["init", *["log"] * 14, "log_artifact", "finish"]
+    assert wandb.summary == {"points": 20}
+    assert wandb.options["id"] == "r1"
+
+
+def test_lineage_is_told_online_only(folder, fake, monkeypatch):
+    for mode in ("offline", "online"):
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        wandb = fake()
+        tracker = start(tracking.wandb(mode=mode, **QUICK), folder)
+        tracker.uses("set 1", kind="trajectories")
+        tracker.finish(ok=True)
+        assert ("use set-1:latest trajectories" in wandb.calls) == (mode == "online")
+
+
+def test_a_wandb_that_exits_or_is_not_installed_harms_nothing(folder, fake, caplog, monkeypatch):
+    fake("init", "exit")
+    tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
+    tracker.finish(ok=True)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # import raises
+    tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
+    tracker.finish(ok=True)
+    first, second = warnings_of(caplog)
+    assert "init failed (SystemExit: 1)" in first
+    assert "init failed (ModuleNotFoundError" in second
+
+
+def test_a_slow_wandb_loses_records_and_says_how_many(folder, fake, caplog):
+    wandb = fake("log", "hang")
+    patient = {"init_timeout": 60.0, "call_timeout": 60.0, "finish_timeout": 60.0}
+    tracker = start(tracking.wandb(mode="offline", queue_size=2, **patient), folder)
+    tracker.scalars({"a": 0.0}, axis={})
+    assert wandb.hanging.wait(60)
+    for i in range(1, 10):
+        tracker.scalars({"a": float(i)}, axis={})
+    wandb.release.set()
+    tracker.finish(ok=True)
+    assert wandb.rows == [{"a": 0.0}, {"a": 1.0}, {"a": 2.0}]
+    assert warnings_of(caplog) == [
+        "W&B: 7 records came faster than it took them and are in events.jsonl only"
+    ]
+    assert len(events(folder)) == 12
+
+
+def test_one_failed_run_does_not_spoil_the_next(folder, fake, tmp_path):
+    first = fake("log", "hang")
+    tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
+    tracker.scalars({"a": 0.0}, axis={})
+    tracker.finish(ok=True)
+    assert first.hanging.is_set()
+    second = fake()
+    tracker = start(tracking.wandb(mode="offline", **QUICK), folder, run_id="r2")
+    tracker.scalars({"a": 0.0}, axis={})
+    tracker.finish(ok=True)
+    assert second.calls == ["init", "log", "finish"]
+
+
+# --- whole processes ------------------------------------------------------------------------
+
+RUN = """
+import logging, sys
+from pathlib import Path
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+from taqdit import tracking
+folder = Path(sys.argv[1])
+options = tracking.auto(init_timeout=1.0, call_timeout=1.0, finish_timeout=1.0)
+tracker = options.start(folder, run_id="r1", name="n", config={})
+tracker.scalars({"a": 1.0}, axis={"step": 0})
+"""
+
+
+def python(code, folder, *, path="", **environment):
+    """Run code in a fresh interpreter that knows no key and may not report errors home unasked."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    env = {**kept, "HOME": str(folder), "PYTHONPATH": f"{path}{os.pathsep}{ROOT}", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+SLEEPY = """
+import atexit, time, types
+def sleep(*_, **__): time.sleep(600)
+class Run:
+    dir, url, summary = "x/files", "", {}
+    log = define_metric = lambda *_, **__: None
+    finish = lambda *_, **__: None
+setup = Settings = lambda **_: None
+def init(**_):
+    atexit.register(sleep)
+    return Run()
+"""
+FAULTS = {
+    "import": ("import time; time.sleep(600)", "tracker.finish(ok=True)", 1),
+    "init": (SLEEPY + "init = sleep", "tracker.finish(ok=True)", 1),
+    "log": (SLEEPY + "Run.log = sleep", "tracker.finish(ok=True)", 1),
+    "finish": (SLEEPY + "Run.finish = sleep", "tracker.finish(ok=True)", 1),
+    "exit hook": (SLEEPY, "from taqdit.tracking import mirror; tracker.finish(ok=True)", 0),
+    "never finished": (SLEEPY + "Run.finish = sleep", "", 1),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_process_ends_though_wandb_sleeps(fault, tmp_path):
+    module, ending, warned = FAULTS[fault]
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "wandb.py").write_text(module)
+    (tmp_path / "run").mkdir()
+    code = RUN + ending + "\nprint('done'); sys.exit(7)"
+    done = python(code, tmp_path / "run", path=tmp_path / "fake")
+    assert done.returncode == 7
+    assert done.stdout == "done\n"
+    assert len(done.stderr.splitlines()) == warned, done.stderr
+    kinds = [event["kind"] for event in events(tmp_path / "run")]
+    assert kinds == ["run", "scalars", *["finish"] * bool(ending)]
+
+
+WATCH = """
+import sys
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        address = arguments[1] if event == "socket.connect" else arguments[0]
+        host = address[0] if isinstance(address, tuple) else str(address)
+        if not host.startswith(("/", "127.", "localhost")):
+            print("NETWORK", event, address, flush=True)
+sys.addaudithook(watch)
+"""
+
+
+def test_auto_without_a_key_asks_nothing_and_touches_no_network(tmp_path):
+    """Python's sockets are watched; wandb's own process would have to use the proxy."""
+    import socket
+
+    seen = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.settimeout(0.0)
+        names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+        proxies = {n: proxy for name in names for n in (name, name.lower())}
+        code = WATCH + RUN + "tracker.finish(ok=True); print(tracker.location)"
+        code = code.replace("1.0, call_timeout=1.0, finish_timeout=1.0", "60.0")
+        done = python(code, tmp_path, NO_PROXY="", no_proxy="", **proxies)
+        with contextlib.suppress(BlockingIOError):
+            seen.append(listener.accept())
+    assert done.returncode == 0
+    assert seen == []
+    assert done.stderr == ""
+    assert "NETWORK" not in done.stdout
+    assert "offline-run-" in done.stdout
+    assert wandb_files.read_run(tmp_path).column("a") == [1.0]
+
+
+def test_options_are_light():
+    code = (
+        "import sys; from taqdit import tracking; tracking.auto(); tracking.mask_secrets({});"
+        "print([m for m in ('wandb', 'matplotlib', 'mlx', 'pydantic') if m in sys.modules])"
+    )
+    assert python(code, ROOT).stdout == "[]\n"
