@@ -99,7 +99,7 @@ class CalibrationSet:
             step=int(step),
             sigma=float(self.sigmas[step]),
             timestep=float(self.timesteps[step]),
-            latent=self.latents(np.array([k % len(self)]))[0],
+            latent=self.latents(np.array([k]))[0],
             prompt=self.prompts[prompt],
             prompt_index=int(prompt),
             loss_weight=float(weight),

@@ -62,7 +62,7 @@ def write(path: Path, members: Sequence[Member]) -> None:
 
 
 def _write_archive(file: BinaryIO, members: Sequence[Member]) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         for member in members:
             info = zipfile.ZipInfo(f"{member.name}.npy", date_time=_FIXED_DATE)
             info.create_system, info.external_attr = 3, 0o644 << 16

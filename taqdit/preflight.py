@@ -119,7 +119,8 @@ def describe(found: Estimate) -> str:
             f"writes    {size(found.total_bytes)} ({found.total_bytes:,} bytes): "
             + ", ".join(parts),
             f"disk      {size(found.free_bytes)} free",
-            f"memory    about {size(found.peak_memory_bytes)} at the peak",
+            f"memory    about {size(found.peak_memory_bytes)} of MLX memory at the peak,"
+            " and 0.3 GB for the process",
         ]
     )
 

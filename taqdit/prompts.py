@@ -71,7 +71,7 @@ def file(*, path: str | None = None, num: int | None = None) -> Prompts:
     naming the line: not UTF-8, control or bidirectional characters, over 1 MB, 10,000 lines or
     2,000 characters a prompt, no prompt at all.
     """
-    require((bool(path), f"path={path!r} must name a .txt or .csv file: set prompts.path"))
+    require((bool(path), f"path={path or 'null'} must name a .txt or .csv file: set prompts.path"))
     place = Path(str(path))
     return _first(_read(place.expanduser() if place.parts[:1] == ("~",) else place), num)
 

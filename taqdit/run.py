@@ -33,9 +33,8 @@ def job(config: DictConfig) -> None:
     global failure
     context = HydraConfig.get()
     folder = Path(context.runtime.output_dir)
-    choices = {k: str(v) for k, v in context.runtime.choices.items() if not k.startswith("hydra/")}
     try:
-        execute(config, folder, choices)
+        execute(config, folder, configuration.choices(context))
     except TaqditError as error:
         log.debug("the run failed", exc_info=True)
         if context.mode == RunMode.MULTIRUN:

@@ -79,18 +79,13 @@ def launch(overrides: Sequence[str] = ()) -> Run:
     Raises TaqditError, as the command line would print it.
     """
     composed = configuration.compose_config(overrides, with_hydra=True)
-    choices = {
-        group: str(choice)
-        for group, choice in composed.hydra.runtime.choices.items()
-        if not group.startswith("hydra/")
-    }
     folder = new_run_folder(Path(composed.output_dir))
     config = configuration.without_hydra(composed)
     plan = configuration.plan(config)
     make_folder(folder / ".hydra")
     publish_bytes(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config).encode())
     publish_bytes(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(list(overrides)).encode())
-    Session(plan, folder, choices=choices).run()
+    Session(plan, folder, choices=configuration.choices(composed.hydra)).run()
     return open_run(folder)
 
 

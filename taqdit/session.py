@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Session:
         tracker = self._start_tracking()
         started, status, error = time.perf_counter(), "failed", None
         try:
+            log.info("%s", backend_words(self.bench.backend))
             self._stages(tracker)
             status = "ok"
         except TaqditError as caught:
@@ -156,9 +158,10 @@ class Session:
             "error": None if error is None else str(error),
             "run_id": self.run_id,
             "store": relative(self.store, self.folder),
-            "stages": [vars(report) for report in self.bench.reports],
+            "stages": [asdict(report) for report in self.bench.reports],
             "seconds": round(seconds, 3),
             "peak_memory_bytes": peak_memory(),
+            "peak_mlx_memory_bytes": peak_mlx_memory(),
             "not_computed": list(LATER),
             **self.results,
         }
@@ -175,7 +178,7 @@ class Session:
             log.error("%s", full)
         tracker.finish(ok=status == "ok")
         if status == "ok":
-            print(closing_words(summary, self.folder), flush=True)
+            print(closing_words(summary, self.folder, tracker.location), flush=True)
 
 
 def describe_calibration(points: Any) -> dict[str, Any]:
@@ -202,12 +205,29 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def peak_mlx_memory() -> int:
+    """Most bytes that MLX's allocator held so far; unified memory on a Mac is counted here."""
+    from taqdit.backend import peak_memory as of_allocator
+
+    return of_allocator()
+
+
+def backend_words(backend: Mapping[str, Any]) -> str:
+    """The arithmetic in one line; where it matters, how to make it faster."""
+    words = (
+        f"mlx {backend['mlx']} on {backend['device']} ({backend['chip']}), BLAS {backend['blas']}"
+    )
+    if backend["blas"] == "bundled":
+        words += "; a faster one: README, 'Speed on Linux'"
+    return words
+
+
 def relative(path: Path, start: Path) -> str:
     """`path` as seen from the folder `start`, so that outputs can be moved as a whole."""
     return Path(os.path.relpath(path.resolve(), start.resolve())).as_posix()
 
 
-def closing_words(summary: Mapping[str, Any], folder: Path) -> str:
+def closing_words(summary: Mapping[str, Any], folder: Path, tracked: str) -> str:
     """What was made or reused, where, how long, peak memory."""
     lines = []
     for report in summary["stages"]:
@@ -224,6 +244,9 @@ def closing_words(summary: Mapping[str, Any], folder: Path) -> str:
     if summary.get("figures"):
         lines.append(f"{'figures':<14}{len(summary['figures'])} files in figures/")
     lines.append(f"{'not computed':<14}{', '.join(summary['not_computed'])} (not in this version)")
-    peak = preflight.size(summary["peak_memory_bytes"])
-    lines.append(f"{folder}  {summary['seconds']:.1f} s, peak memory {peak}")
+    if tracked:
+        lines.append(f"{'tracking':<14}{tracked}")
+    peak, mlx = (preflight.size(summary[f"peak_{key}_bytes"]) for key in ("memory", "mlx_memory"))
+    lines.append(f"{'run':<14}{folder}")
+    lines.append(f"{'':<14}{summary['seconds']:.1f} s, peak memory {peak} (MLX {mlx})")
     return "\n".join(lines)

@@ -75,7 +75,7 @@ class Bench:
         try:
             yield stage, report
         finally:
-            report.seconds = time.perf_counter() - started
+            report.seconds = round(time.perf_counter() - started, 3)
             report.moved_aside = list(stage.moved_aside)
 
     def require(self, name: str, missing: Iterable[object]) -> None:

@@ -178,7 +178,7 @@ REFUSED = {
 }
 REFUSED_CSV = {
     "empty": ("", "column named prompt"),
-    "no prompt column": ("id,text\n1,a cat", "line 1: .* column named prompt"),
+    "no prompt column": ("id,text\n1,a cat", "line 1: .*column named prompt"),
     "two prompt columns": ("prompt,prompt\na,b", "one column"),
     "header alone": ("prompt\n", "holds no prompt"),
     "unquoted comma": ("prompt\na cat, a dog", "line 2: 2 fields under a header of 1"),
@@ -207,9 +207,10 @@ def test_refused_csv_files(write, name):
 
 
 def _assert_refused(path: str, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError) as caught:
         prompts.file(path=path)
     text = str(caught.value)
+    assert re.search(message, text.replace(path, "")), text  # the path holds the test's name
     assert text.isprintable(), "one line, nothing that could move a terminal's cursor"
     assert text.startswith(f"path={path}")
     assert caught.value.exit_code == 3

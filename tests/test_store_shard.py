@@ -134,6 +134,14 @@ def test_a_shard_of_another_kind_or_schema_is_refused(tmp_path, monkeypatch):
         read_shard(path)
 
 
+def test_metadata_spelled_otherwise_is_found(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_shard(path, {}, kind="k", index=0, metadata={"tolerance": 1e-7})
+    path.write_bytes(path.read_bytes().replace(b"1e-07", b"1E-07"))
+    with pytest.raises(CorruptError, match="do not fit"):
+        read_shard(path)
+
+
 def test_a_missing_shard_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match=r"cannot read .*: No such file"):
         read_shard(tmp_path / "a.safetensors")

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from taqdit import tracking
-from taqdit.errors import ConfigError
+from taqdit.errors import ConfigError, StorageError
 from taqdit.tracking.credentials import resolve_mode
 from taqdit.tracking.plain import merge_bins, plain
 from taqdit.tracking.secrets import MASK
@@ -181,6 +181,23 @@ def test_none_writes_nothing(folder):
     tracker.finish(ok=True)
     assert sorted(folder.iterdir()) == before
     assert tracker.location == ""
+
+
+def test_a_sink_that_raises_keeps_no_other_from_its_end():
+    ended = []
+
+    class Sink:
+        def __init__(self, name):
+            self.name, self.location = name, ""
+
+        def finish(self, ok):
+            ended.append((self.name, ok))
+            if self.name == "full":
+                raise StorageError("full")
+
+    with pytest.raises(StorageError):
+        tracking.Tracker(Sink("full"), Sink("other")).finish(ok=True)
+    assert ended == [("full", True), ("other", True)]
 
 
 def test_lengths_that_do_not_fit_are_refused(folder):
@@ -615,6 +632,20 @@ def test_the_process_ends_though_wandb_sleeps(fault, tmp_path):
     assert len(done.stderr.splitlines()) == warned, done.stderr
     kinds = [event["kind"] for event in events(tmp_path / "run")]
     assert kinds == ["run", "scalars", *["finish"] * bool(ending)]
+
+
+def test_an_outage_in_mid_run_costs_the_patience_it_was_given(tmp_path):
+    with wandb_stub.Server(stall=True) as server:
+        environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        code = RUN.replace("init_timeout=1.0", "init_timeout=60.0") + "tracker.finish(ok=True)"
+        done = python(code, tmp_path, **environment)
+        assert "UpsertBucket" in server.operations  # it did go online
+        assert server.exit_codes == []
+    assert done.returncode == 0
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("W&B: finish did not end within 1 s; ")
+    assert "what it took: wandb sync " in warning
+    assert [event["kind"] for event in events(tmp_path)] == ["run", "scalars", "finish"]
 
 
 WATCH = """

@@ -4,6 +4,7 @@ from taqdit.config import schema  # registers the schemas
 from taqdit.config.build import OPTION_MODULES, build, resolve
 from taqdit.config.check import GROUPS, Problem, check, plan, raise_problems
 from taqdit.config.compose import (
+    choices,
     compose_config,
     config_folder,
     from_mapping,
@@ -18,6 +19,7 @@ __all__ = [
     "Problem",
     "build",
     "check",
+    "choices",
     "compose_config",
     "config_folder",
     "from_mapping",

@@ -63,3 +63,13 @@ def without_hydra(config: DictConfig) -> DictConfig:
 def from_mapping(config: Mapping[str, Any]) -> DictConfig:
     """A resolved configuration, as run.json holds it, back as a config node."""
     return OmegaConf.create(dict(config))
+
+
+def choices(hydra_config: Any) -> dict[str, str]:
+    """The chosen option of each config group, without Hydra's own groups and empty ones."""
+    chosen = hydra_config.runtime.choices.items()
+    return {
+        group: str(choice)
+        for group, choice in chosen
+        if choice is not None and not group.startswith("hydra/") and group != "local"
+    }

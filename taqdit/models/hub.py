@@ -25,6 +25,7 @@ def fetch(repo: str, file: str) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
+    interrupted = getattr(errors, "XetDownloadError", OSError), errors.HTTPError, RuntimeError
     try:
         return Path(huggingface_hub.hf_hub_download(repo, file))
     except errors.GatedRepoError as error:
@@ -33,7 +34,7 @@ def fetch(repo: str, file: str) -> Path:
         raise problem(repo, file, "is in a repository that you cannot see") from error
     except errors.RemoteEntryNotFoundError as error:
         raise problem(repo, file, "is not in the repository any more") from error
-    except OSError as error:
+    except (OSError, *interrupted) as error:
         if huggingface_hub.constants.HF_HUB_OFFLINE:
             raise problem(repo, file, "is not here, and HF_HUB_OFFLINE is set") from error
         reason = " ".join(str(error.__cause__ or error).split())[:160]

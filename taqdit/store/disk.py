@@ -106,18 +106,15 @@ def make_folder(path: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file within its folder, durably."""
+    """Rename a file within its folder. As durable as the next file published there."""
     with guarded("rename", source):
         current.replace(source, target)
-        current.sync_dir(source.parent)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, durably; one that is not there is no error."""
-    if path.exists():
-        with guarded("remove", path):
-            current.unlink(path)
-            current.sync_dir(path.parent)
+    """Remove a file if it is there. As durable as the next file published in its folder."""
+    with guarded("remove", path):
+        current.unlink(path)
 
 
 def discard_dead(path: Path) -> None:

@@ -113,8 +113,7 @@ class Stage:
 
         One for which it raises CorruptError is logged and moved aside.
         """
-        there = set(self.names())
-        return {name for name in names if name in there and self._verifies(name, verify)}
+        return {name for name in names if self._verifies(name, verify)}
 
     def quarantine(self, file_name: str, reason: str) -> Path:
         """Rename a file to the first free `<name>.bad-<n>`, and take the seal off."""
@@ -188,11 +187,13 @@ class Stage:
 
     def _verifies(self, name: str, verify: Callable[[Path], object]) -> bool:
         path = self.path(name)
+        if not path.exists():
+            return False
         try:
             verify(path)
             return True
         except CorruptError as error:
-            if path.exists():  # else another process was quicker
+            if path.exists():  # else another process moved it aside meanwhile
                 self.quarantine(name, str(error))
         except StorageError:
             if path.exists():

@@ -171,7 +171,6 @@ class _Calls:
         info, options, wandb = self._info, self._options, self._wandb
         settings = wandb.Settings(
             init_timeout=options.init_timeout,
-            silent=True,
             console="off",
             reinit="create_new",
             save_code=False,

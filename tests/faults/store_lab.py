@@ -161,6 +161,14 @@ class PowerDisk(QuickDisk):
         super().unlink(path)
         self.record("unlink", path.name)
 
+    def adopt(self, folder: Path) -> None:
+        """What is in the folder already is durable."""
+        for path in folder.iterdir():
+            self.record("create", path.name)
+            self.record("write", path.name, path.read_bytes())
+            self.record("sync", path.name)
+        self.record("sync_dir", folder.name)
+
     def acknowledge(self, name: str) -> None:
         self.record("acknowledge", name)
 
@@ -168,12 +176,14 @@ class PowerDisk(QuickDisk):
 State = tuple[frozenset[tuple[str, bytes]], frozenset[str]]
 
 
-def crash_states(events: list[tuple[str, str, object]], folder: str) -> Iterator[State]:
+def crash_states(
+    events: list[tuple[str, str, object]], folder: str, begin: int = 0
+) -> Iterator[State]:
     """Every (folder contents, acknowledged names) that a power cut may leave, after SQLite's
-    test6: cut after each event; of what was not synced, any subset of the changes to the folder
+    test6: cut after each event from `begin` on; of what was not synced, any subset of the changes to the folder
     (of the last six) is there, and the data is whole, half, zeros or nothing."""
     seen = set()
-    for end in range(len(events) + 1):
+    for end in range(begin, len(events) + 1):
         for state in _states_after(events[:end], folder):
             if state not in seen:
                 seen.add(state)
@@ -196,7 +206,8 @@ def _states_after(events: list[tuple[str, str, object]], folder: str) -> Iterato
         elif operation == "sync":
             files[open_files[name]]["synced"] = True
         elif operation == "replace":
-            pending.append((name, str(value), open_files.get(name)))
+            open_files[str(value)] = open_files[name]
+            pending.append((name, str(value), open_files[name]))
         elif operation == "unlink":
             pending.append((name, "", None))
         elif operation == "sync_dir" and name == folder:

@@ -59,9 +59,9 @@ def kill_at_each_operation(root: Path) -> dict:
 def kill_at_random(root: Path) -> dict:
     reference = contents(build(root / "reference"))
     dice = random.Random(0)
-    killed = differing = 0
-    for number in range(30):
-        folder = root / str(number)
+    killed = differing = number = 0
+    while killed < 20:
+        folder, number = root / str(number), number + 1
         for _ in range(2):
             pid = fork(lambda folder=folder: build(folder))
             time.sleep(dice.uniform(0, 0.02))

@@ -86,6 +86,7 @@ def test_nan_names_step_trajectory_and_prompt(taqdit, tmp_path):
     (summary,) = tmp_path.glob("outputs/runs/*/*/summary.json")
     found = json.loads(summary.read_text())
     assert (found["status"], found["error"] in line) == ("failed", True)
+    assert "Traceback" in (summary.parent / "taqdit.log").read_text()
 
 
 def test_a_foreign_npz_with_a_pickle_in_it(taqdit, tmp_path):

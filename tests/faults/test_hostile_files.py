@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import struct
 import tracemalloc
 import warnings
@@ -121,6 +122,15 @@ def overlapping() -> bytes:
     return poked(content, at + 42, struct.pack("<I", content.index(body)))
 
 
+def zip64_elsewhere() -> bytes:
+    """A sound zip64 directory whose locator points somewhere else."""
+    content = saved()
+    count, length, start = struct.unpack("<HII", content[-12:-2])
+    record = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, length, start)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, len(content) - 23, 1)
+    return content[:-22] + record + locator + b"PK\5\6" + bytes(4) + b"\xff" * 12 + bytes(2)
+
+
 def quines() -> bytes:
     """Two members that share their bytes: the directory names one local header twice."""
     content = saved()
@@ -175,6 +185,8 @@ HOSTILE = {
     "directory elsewhere": (lambda: poked(saved(), -6, b"\0\0\0\0"), "directory lists"),
     "3000 members": (many_members, "lists 3000 members"),
     "false zip64": (lambda: saved()[:-22] + b"PK\6\7" + bytes(16) + saved()[-22:], "zip64"),
+    "zip64 elsewhere": (zip64_elsewhere, "zip64"),
+    "a comment that is not there": (lambda: saved()[:-2] + b"\5\0", "does not end"),
     "missing member": (lambda: saved(cs=None), "expected xs.npy, .*each once"),
     "another member": (lambda: saved(extra=np.zeros(3)), "'extra.npy'"),
     "parent folder": (
@@ -194,6 +206,7 @@ HOSTILE = {
     "shared bytes": (quines, "ts.npy is not where"),
     "encrypted": (lambda: in_directory("xs", 8, b"\1\0"), "encrypted"),
     "encrypted locally": (lambda: in_local_header("xs", 6, b"\1\0"), "contradicts"),
+    "packed locally": (lambda: in_local_header("xs", 8, b"\x08\0"), "contradicts"),
     "bzip2": (lambda: zipped(members(), zipfile.ZIP_BZIP2), "unusual way"),
     "lzma": (lambda: zipped(members(), zipfile.ZIP_LZMA), "unusual way"),
     "method 99": (lambda: in_directory("xs", 10, b"\x63\0"), "unusual way"),
@@ -225,6 +238,12 @@ HOSTILE = {
     ),
     "header of 4 GB": (
         lambda: zipped(members(xs=header("{}", version=b"\2\0", length=2**32 - 1))),
+        "not a plain array",
+    ),
+    "header over numpy's limit": (
+        lambda: zipped(
+            members(xs=header(claims("(4, 2, 2, 16)")[10:-1].decode().ljust(10_000)) + bytes(1024))
+        ),
         "not a plain array",
     ),
     "header that computes": (lambda: zipped(members(xs=claims("(9**9**9,)"))), "not a plain array"),
@@ -285,14 +304,17 @@ def test_hostile_npz(tmp_path, name):
     path.write_bytes(make())
     before = sorted(tmp_path.iterdir())
     tracemalloc.start()
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError) as caught:
         import_npz(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20 * MEGABYTE
-    assert str(caught.value).startswith(str(path))
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 500 + len(str(path))
+    text = str(caught.value)
+    assert text.startswith(str(path))
+    text = text.removeprefix(str(path))  # the path holds the test's name
+    assert re.search(message, text), text
+    assert text.isprintable()
+    assert len(text) < 500
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -63,9 +63,7 @@ class _Thing:
     shade: Array
 
 
-def _place(
-    scenes: Mapping[str, NDArray[np.int64]], which: int, rng: np.random.Generator
-) -> _Thing:
+def _place(scenes: Mapping[str, NDArray[np.int64]], which: int, rng: np.random.Generator) -> _Thing:
     """The first (`which` 0) or second (1) object of each scene."""
     n, two, suffix = len(scenes["rel"]), scenes["rel"] > 0, "2" if which else ""
     grid, side = np.array(_CENTRES), _SIDES[which]
@@ -119,7 +117,8 @@ def _square(x: Array, y: Array) -> Array:
 
 
 def _diamond(x: Array, y: Array) -> Array:
-    return (np.abs(x) / 0.66 + np.abs(y) / 1.05 - 1.0) * 0.56
+    reach = np.abs(x) / np.float32(0.66) + np.abs(y) / np.float32(1.05)
+    return (reach - np.float32(1)) * np.float32(0.56)
 
 
 def _cross(x: Array, y: Array) -> Array:

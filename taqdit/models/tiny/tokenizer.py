@@ -1,8 +1,10 @@
 """Byte-pair encoding in CLIP's file format, learnt from the grammar, and a fast encoder."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,7 @@ def build() -> tuple[dict[str, int], list[Merge]]:
     words = [_letters(word) for word in grammar_words()]
     merges: list[Merge] = []
     while any(len(word) > 1 for word in words):
-        counts = Counter(pair for word in words for pair in zip(word, word[1:], strict=False))
+        counts = Counter(pair for word in words for pair in pairwise(word))
         best = max(sorted(counts), key=lambda pair: counts[pair])
         merges.append(best)
         words = [_merged(word, best) for word in words]
@@ -33,8 +35,6 @@ def build() -> tuple[dict[str, int], list[Merge]]:
 
 def files() -> dict[str, str]:
     """The text of `vocab.json` and `merges.txt`."""
-    import json
-
     vocab, merges = build()
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
     return {
@@ -67,7 +67,7 @@ class Encoder:
     def _piece(self, text: str) -> list[int]:
         if text not in self._known:
             word = _letters(text)
-            while ranked := [p for p in zip(word, word[1:], strict=False) if p in self._rank]:
+            while ranked := [p for p in pairwise(word) if p in self._rank]:
                 word = _merged(word, min(ranked, key=self._rank.__getitem__))
             self._known[text] = [self.vocab[token] for token in word]
         return self._known[text]
