@@ -4,6 +4,7 @@ import dataclasses
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import huggingface_hub.constants
 import numpy as np
@@ -233,7 +234,9 @@ def test_a_transformer_with_wrong_tensors(text_side, checkpoint, spoil, word):
 def test_a_checkpoint_of_another_size(text_side, checkpoint):
     """The released sizes, a file with tiny ones: nothing of 2 B parameters is ever allocated."""
     source = dataclasses.replace(sd3_medium(use_t5=False).source, local=checkpoint)
+    before = library_globals()
     refused(dataclasses.replace(small(), source=source), "cannot be loaded", str(checkpoint))
+    assert library_globals()[1:] == before[1:]  # the shared configuration objects too
 
 
 def test_a_checkpoint_without_its_vae(text_side, checkpoint):
@@ -277,8 +280,10 @@ class Answer(BaseHTTPRequestHandler):
     """A hub that answers every question in the same way."""
 
     status, code = 403, "GatedRepo"
+    asked: ClassVar[list[str]] = []
 
     def do_HEAD(self):
+        self.asked.append(self.path)
         self.send_response(self.status)
         self.send_header("X-Error-Code", self.code)
         self.send_header("X-Error-Message", "as the test wants it")
@@ -330,6 +335,17 @@ def test_a_hub_that_refuses(hub, status, code, word):
     for use in (lambda spec: spec.weights(), lambda spec: spec.load()):
         message = refused(spec, REPO, FILE, "model.local_ckpt=PATH", word, use=use)
         assert f"https://huggingface.co/{REPO}" in message
+
+
+def test_what_is_cached_is_used_without_asking_the_hub(hub, cache, text_side, direct):
+    hub(500, "")
+    Answer.asked.clear()
+    sd3_files.write_checkpoint(sd3_files.repository(cache, REPO) / FILE)
+    spec = small()
+    assert spec.weights_present()
+    assert len(spec.weights()) == 9
+    assert np.array_equal(one_denoised(spec.load()), one_denoised(direct))
+    assert Answer.asked == []
 
 
 # T5

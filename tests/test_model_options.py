@@ -148,6 +148,8 @@ def test_memory_grows_with_the_batch_and_shrinks_with_low_memory():
     lean = sd3_medium(latent_size=(64, 64), use_t5=False, low_memory=True)
     assert lean.peak_bytes(4) < without_t5.peak_bytes(4) < spec.peak_bytes(4)
     assert sd35_large().peak_bytes(4) > spec.peak_bytes(4)
+    dropped = spec.parameters["adaln"] + lean.parameters["text"]  # 2 bytes each
+    assert without_t5.peak_bytes(512) - lean.peak_bytes(512) == 2 * dropped
 
 
 def test_the_memory_estimate_is_of_the_measured_size(model):

@@ -61,7 +61,7 @@ def library_euler(model, text, seed, *, num_steps, cfg_scale, monkeypatch):
 
 @pytest.mark.parametrize(
     ("prompt", "seed", "num_steps", "cfg_scale"),
-    [(0, 0, 1, 2.0), (1, 7, 2, 1.0), (2, 2**32 - 1, 4, 7.5), (0, 42, 8, 0.3)],
+    [(0, 0, 1, 2.0), (1, 7, 2, 1.0), (2, 2**32 - 1, 4, 7.5), (0, 42, 6, 0.3)],
 )
 def test_euler_equals_the_librarys_sampler_bit_for_bit(
     model, monkeypatch, prompt, seed, num_steps, cfg_scale
@@ -77,7 +77,7 @@ def test_euler_equals_the_librarys_sampler_bit_for_bit(
 def test_half_precision_equals_the_librarys_sampler_bit_for_bit(monkeypatch):
     half = tiny(w16=True, a16=True).load()
     assert half.timesteps(mx.array([0.5])).dtype == mx.float16
-    settings = {"num_steps": 3, "cfg_scale": 2.0}
+    settings = {"num_steps": 2, "cfg_scale": 2.0}
     ours = euler(half, [PROMPTS[0]], [1], **settings)
     assert mx.array_equal(
         ours, library_euler(half, PROMPTS[0], 1, **settings, monkeypatch=monkeypatch)
