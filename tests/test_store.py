@@ -244,7 +244,7 @@ def test_an_image_writer_can_publish(tmp_path):
 records = st.lists(st.dictionaries(st.text(), json_values, max_size=3), max_size=5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(first=records, second=records, cut=st.integers(0, 400))
 def test_a_journal_cut_anywhere_keeps_whole_lines_and_goes_on(first, second, cut):
     with tempfile.TemporaryDirectory() as folder:

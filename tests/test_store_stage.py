@@ -1,9 +1,6 @@
-"""Stages and claims."""
+"""Stages."""
 
-import errno
-import fcntl
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -233,48 +230,3 @@ def test_computing_takes_the_seal_off(tmp_path):
     stage.seal()
     stage.admit(CPU, allow_change=False)
     assert stage.seal_list is None
-
-
-def test_a_claim_is_one_process_s(tmp_path):
-    stage = open_stage(tmp_path)
-    with stage.claim("000001") as mine, stage.claim("000001") as again, stage.claim("2") as other:
-        assert (mine, again, other) == (True, False, True)
-        claim = json.loads(stage.path("000001.claim").read_bytes())
-        assert claim["pid"] == os.getpid()
-        stage.seal()
-        assert stage.path("000001.claim").exists()
-    assert names(stage.folder) == ["SEALED.json", "stage.json"]
-    with stage.claim("000001") as mine:
-        assert mine
-
-
-def test_a_dead_owners_claim_is_taken_over(tmp_path):
-    stage = open_stage(tmp_path)
-    left = stage.path("000001.claim")
-    left.write_text(json.dumps({"pid": os.getpid(), "host": "elsewhere", "note": "x" * 200}))
-    with stage.claim("000001") as mine:
-        assert mine
-        assert json.loads(left.read_bytes())["pid"] == os.getpid()
-    left.touch()
-    stage.seal()
-    assert names(stage.folder) == ["SEALED.json", "stage.json"]
-
-
-def test_a_claim_is_released_whatever_happens(tmp_path):
-    stage = open_stage(tmp_path)
-    with pytest.raises(KeyboardInterrupt), stage.claim("1"):
-        raise KeyboardInterrupt
-    assert names(stage.folder) == ["stage.json"]
-
-
-def test_without_locks_work_may_double_but_goes_on(tmp_path, monkeypatch):
-    def no_locks(file, operation):
-        raise OSError(errno.ENOTSUP, "no locks here")
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    stage = open_stage(tmp_path)
-    stage.path(".x.1.tmp").touch()
-    put(open_stage(tmp_path))
-    with stage.claim("1") as first, stage.claim("1") as second:
-        assert (first, second) == (True, True)
-    assert names(stage.folder) == [".x.1.tmp", "000000.safetensors", "stage.json"]

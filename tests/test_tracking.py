@@ -407,6 +407,7 @@ def test_what_looks_like_a_secret_is_masked(monkeypatch):
     config = {
         "wandb_api_key": "abc",
         "apiKey": "abc",
+        "apikey": "abc",
         "HF_TOKEN": "abc",
         "auth": {"password": 1234, "nested": {"secret": {"deep": ["abc"]}}},
         "note": f"my key is {KEY}, keep it",
@@ -425,6 +426,7 @@ def test_what_looks_like_a_secret_is_masked(monkeypatch):
     assert masked == {
         "wandb_api_key": MASK,
         "apiKey": MASK,
+        "apikey": MASK,
         "HF_TOKEN": MASK,
         "auth": {"password": MASK, "nested": {"secret": {"deep": [MASK]}}},
         "note": f"my key is {MASK}, keep it",
@@ -582,12 +584,12 @@ tracker.scalars({"a": 1.0}, axis={"step": 0})
 """
 
 
-def python(code, folder, *, path="", **environment):
+def python(code, folder, *arguments, path="", **environment):
     """Run code in a fresh interpreter that knows no key and may not report errors home unasked."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     env = {**kept, "HOME": str(folder), "PYTHONPATH": f"{path}{os.pathsep}{ROOT}", **environment}
     return subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
+        [sys.executable, "-c", code, str(folder), *arguments],
         env=env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -632,6 +634,18 @@ def test_the_process_ends_though_wandb_sleeps(fault, tmp_path):
     assert len(done.stderr.splitlines()) == warned, done.stderr
     kinds = [event["kind"] for event in events(tmp_path / "run")]
     assert kinds == ["run", "scalars", *["finish"] * bool(ending)]
+
+
+def test_the_command_line_and_the_key_stay_at_home(tmp_path):
+    with wandb_stub.Server() as server:
+        environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        code = RUN.replace("=1.0", "=60.0") + "tracker.finish(ok=True)"
+        done = python(code, tmp_path, "+my.password=swordfish", **environment)
+        sent = [server.config, server.history, *server.files.values()]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert server.exit_codes == [0]
+    assert "swordfish" not in str(sent)
+    assert KEY not in str(sent)
 
 
 def test_an_outage_in_mid_run_costs_the_patience_it_was_given(tmp_path):

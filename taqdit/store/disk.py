@@ -39,9 +39,11 @@ class Disk:
         file.flush()
 
     def sync(self, file: BinaryIO) -> None:
+        """Make the data of a file durable."""
         _sync(file.fileno())
 
     def replace(self, source: Path, target: Path) -> None:
+        """Give a file another name, in one step, instead of whatever had it."""
         source.replace(target)
 
     def sync_dir(self, folder: Path) -> None:
@@ -56,6 +58,7 @@ class Disk:
             os.close(descriptor)
 
     def unlink(self, path: Path) -> None:
+        """Remove a file if it is there."""
         path.unlink(missing_ok=True)
 
 

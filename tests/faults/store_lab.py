@@ -58,7 +58,17 @@ class Death(BaseException):
     """The process ends here: nothing that it would still do happens."""
 
 
-class FaultyDisk(Disk):
+class QuickDisk(Disk):
+    """No syncs: a process that dies loses nothing that it wrote, only power loss needs them."""
+
+    def sync(self, file: BinaryIO) -> None:
+        pass
+
+    def sync_dir(self, folder: Path) -> None:
+        pass
+
+
+class FaultyDisk(QuickDisk):
     """Counts operations; from `step` a subclass raises. Half the data is written by then."""
 
     def __init__(self, at: int) -> None:
@@ -118,16 +128,6 @@ class FailingDisk(FaultyDisk):
             raise OSError(self.number, "injected")
 
 
-class QuickDisk(Disk):
-    """No syncs, for tests that are about something else."""
-
-    def sync(self, file: BinaryIO) -> None:
-        pass
-
-    def sync_dir(self, folder: Path) -> None:
-        pass
-
-
 class PowerDisk(QuickDisk):
     """Records what happens in one folder, but for the operations named in `without`."""
 
@@ -180,8 +180,8 @@ def crash_states(
     events: list[tuple[str, str, object]], folder: str, begin: int = 0
 ) -> Iterator[State]:
     """Every (folder contents, acknowledged names) that a power cut may leave, after SQLite's
-    test6: cut after each event from `begin` on; of what was not synced, any subset of the changes to the folder
-    (of the last six) is there, and the data is whole, half, zeros or nothing."""
+    test6: cut after each event from `begin` on; of what was not synced, any subset of the changes
+    to the folder (of the last six) is there, and the data is whole, half, zeros or nothing."""
     seen = set()
     for end in range(begin, len(events) + 1):
         for state in _states_after(events[:end], folder):

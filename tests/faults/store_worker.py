@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from store_lab import FaultyDisk, build, contents, open_stage
+from store_lab import FaultyDisk, QuickDisk, build, contents, open_stage
 
 from taqdit.errors import StorageError
 from taqdit.store import disk, write_shard
@@ -142,4 +142,5 @@ def exceed_a_quota(root: Path) -> dict:
 
 
 if __name__ == "__main__":
+    disk.current = QuickDisk()
     print(json.dumps(globals()[sys.argv[1]](Path(sys.argv[2]))))
