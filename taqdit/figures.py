@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_PICTURES = 36  # in one grid
-MOST_ROWS = 64  # trajectories in a selection strip
 
 
 def draw(
@@ -103,7 +102,7 @@ def _curves(
 
 
 def _strip(trajectories: TrajectorySet, chosen: list[list[int]]) -> Drawing:
-    figure = plots.selection_strip(trajectories.sigmas, chosen[:MOST_ROWS])
+    figure = plots.selection_strip(trajectories.sigmas, chosen)
     pairs = [(index, step) for index, steps in enumerate(chosen) for step in steps]
     table = {
         "trajectory": [index for index, _ in pairs],

@@ -600,15 +600,18 @@ def python(code, folder, *arguments, path="", **environment):
 
 
 SLEEPY = """
-import atexit, time, types
+import atexit, pathlib, sys, time
 def sleep(*_, **__): time.sleep(600)
+def hook():
+    pathlib.Path(sys.argv[1], "hook").touch()
+    sleep()
 class Run:
     dir, url, summary = "x/files", "", {}
     log = define_metric = lambda *_, **__: None
     finish = lambda *_, **__: None
 setup = Settings = lambda **_: None
 def init(**_):
-    atexit.register(sleep)
+    atexit.register(hook)
     return Run()
 """
 FAULTS = {
@@ -616,7 +619,7 @@ FAULTS = {
     "init": (SLEEPY + "init = sleep", "tracker.finish(ok=True)", 1),
     "log": (SLEEPY + "Run.log = sleep", "tracker.finish(ok=True)", 1),
     "finish": (SLEEPY + "Run.finish = sleep", "tracker.finish(ok=True)", 1),
-    "exit hook": (SLEEPY, "from taqdit.tracking import mirror; tracker.finish(ok=True)", 0),
+    "exit hook": (SLEEPY, "tracker.finish(ok=True)", 0),
     "never finished": (SLEEPY + "Run.finish = sleep", "", 1),
 }
 
@@ -634,6 +637,8 @@ def test_the_process_ends_though_wandb_sleeps(fault, tmp_path):
     assert len(done.stderr.splitlines()) == warned, done.stderr
     kinds = [event["kind"] for event in events(tmp_path / "run")]
     assert kinds == ["run", "scalars", *["finish"] * bool(ending)]
+    # wandb's own exit hook is run, for a while, unless wandb has failed before
+    assert (tmp_path / "run" / "hook").exists() == (fault == "exit hook")
 
 
 def test_the_command_line_and_the_key_stay_at_home(tmp_path):
