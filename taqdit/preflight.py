@@ -12,6 +12,7 @@ from typing import Any
 
 from taqdit.errors import StorageError
 from taqdit.plan import Plan
+from taqdit.points import selections
 
 FLOAT32 = 4
 FLOAT16 = 2
@@ -49,16 +50,15 @@ class Estimate:
 def estimate(plan: Plan, *, free_bytes: int) -> Estimate:
     """The work and the bytes of a run from scratch."""
     model, sampler = plan.model, plan.sampler
-    per_trajectory = points_per_trajectory(plan)
     latent = model.latent_shape[0] * model.latent_shape[1] * model.latent_shape[2]
     height, width, colours = model.image_shape
     texts = len(plan.texts) + 1
     row = model.num_text_tokens * model.token_width + model.pooled_width
-    points = sampler.num_trajectories * per_trajectory
+    points = count_points(plan)
     trajectories = plan.trajectories_computed
     pictures = trajectories * height * width * colours if sampler.images else 0
     exported = points * (latent * FLOAT32 + FLOAT16 + FLOAT32)
-    exported += 2 * len(plan.prompts.texts) * row * FLOAT16
+    exported += 2 * min(len(plan.prompts.texts), sampler.num_trajectories) * row * FLOAT16
     return Estimate(
         points=points,
         trajectories=trajectories,
@@ -73,15 +73,16 @@ def estimate(plan: Plan, *, free_bytes: int) -> Estimate:
     )
 
 
-def points_per_trajectory(plan: Plan) -> int:
-    """Calibration points that one trajectory gives."""
-    selection = plan.select(
+def count_points(plan: Plan) -> int:
+    """Calibration points of the run; asks the rule for every trajectory, as rules may differ."""
+    chosen = selections(
+        plan.select,
         num_steps=plan.schedule.num_steps,
         sigmas=plan.schedule.sigmas(),
-        trajectory=0,
+        num_trajectories=plan.sampler.num_trajectories,
         seed=plan.sampler.seed,
     )
-    return int(selection.counts.sum())
+    return sum(int(selection.counts.sum()) for selection in chosen)
 
 
 def free_bytes(folder: Path) -> int:
