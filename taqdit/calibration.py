@@ -1,8 +1,8 @@
 """The calibration set: trajectories x timestep selection, as a view; its `.npz` out and in.
 
-Points are ordered by their place in the selection, then by trajectory (step-major, as in the older
-tools). Nothing is copied: a point is read from its trajectory when asked for. The keys of the seed
-format (`xs`, `ts`, `cs` ..) live in this file only.
+Points are ordered by their place in the selection, then by trajectory (step-major). Nothing is
+copied: a point is read from its trajectory when asked for. The keys of the `.npz` (`xs`, `ts`,
+`cs` ..) live in this file only.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class CalibrationSet:
         return np.empty((0,), np.float32) if found is None else found
 
     def export_npz(self, path: Path) -> None:
-        """Write the seed format: all points in one seeded permutation, prompts as Unicode.
+        """Write calibration.npz: all points in one seeded permutation, prompts as Unicode.
 
         Streamed: memory stays at one trajectory and a buffer of 64 MB. The same set gives the
         same bytes. Raises NumericError if a value does not fit float16 or is not finite.
@@ -229,7 +229,7 @@ class ImportedCalibrationSet(CalibrationSet):
 
 
 def import_npz(path: Path) -> ImportedCalibrationSet:
-    """Read a calibration set in the seed format; latents stay on the disk if uncompressed.
+    """Read a calibration set as `export_npz` writes it; uncompressed latents stay on the disk.
 
     Raises InputError, before reading much, for anything that is not one: other members, dtypes
     or shapes, pickled prompts, NaN, timesteps outside [0, 1000], indices without a prompt, a

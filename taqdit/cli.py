@@ -13,6 +13,8 @@ def check(overrides: Sequence[str]) -> int:
     """`taqdit check [overrides]`: report every problem of a configuration; runs nothing."""
     from taqdit import config
 
+    if flags := [argument for argument in overrides if argument.startswith("-")]:
+        raise ConfigError(f"check takes overrides (key=value) only, not {' '.join(flags)}")
     config.raise_problems(config.check(config.compose_config(overrides)))
     print("the configuration is sound")
     return 0

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from taqdit.errors import NumericError
-from taqdit.store import Stage, read_shard, sha256_hex, write_shard
+from taqdit.store import Shard, Stage, sha256_hex
 
 KIND = "conditioning"
 NEGATIVE = ""
@@ -32,7 +32,8 @@ def shard_name(text: str) -> str:
 def missing_texts(stage: Stage, texts: Iterable[str]) -> list[str]:
     """Those of `texts`, and the negative, that have no valid shard; in order, each once."""
     wanted = list(dict.fromkeys([NEGATIVE, *texts]))
-    present = stage.valid([shard_name(text) for text in wanted])
+    owner = {shard_name(text): text for text in wanted}
+    present = stage.valid(owner, verify=lambda path: _read(stage, owner[path.name]))
     return [text for text in wanted if shard_name(text) not in present]
 
 
@@ -49,14 +50,18 @@ def encode(
         tokens, pooled = encode_text(text)
         if not (np.isfinite(tokens).all() and np.isfinite(pooled).all()):
             raise NumericError(f"the text encoder gave NaN or Inf for the prompt {text!r}")
-        write_shard(
-            stage.path(shard_name(text)),
+        stage.write(
+            shard_name(text),
             {"tokens": tokens, "pooled": pooled},
             kind=KIND,
             index=text_digest(text),
             metadata={"text": text},
         )
         yield text
+
+
+def _read(stage: Stage, text: str) -> Shard:
+    return stage.read(shard_name(text), kind=KIND, index=text_digest(text))
 
 
 class Conditioning:
@@ -68,7 +73,7 @@ class Conditioning:
 
     def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """`tokens (n, 4096)` and `pooled (d,)` of one text; verified when read."""
-        tensors = read_shard(self._stage.path(shard_name(text)), kind=KIND).tensors
+        tensors = _read(self._stage, text).tensors
         return tensors["tokens"], tensors["pooled"]
 
     def guided(self, texts: Iterable[str]) -> tuple[Any, Any]:

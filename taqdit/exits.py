@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from taqdit.errors import ConfigError, TaqditError
+from taqdit.errors import ConfigError, StorageError, TaqditError
 
 INTERRUPTED = 130
 
@@ -27,6 +27,9 @@ def exit_with(command: Callable[[], int]) -> None:
         for text in error.args:
             print(f"taqdit: {text}", file=sys.stderr)
         code = error.exit_code
+    except OSError as error:  # Hydra's own folders; ours come as StorageError
+        print(f"taqdit: {error.strerror or error}: {error.filename}", file=sys.stderr)
+        code = StorageError.exit_code
     except KeyboardInterrupt:
         print("taqdit: interrupted; what is published is kept, run again to go on", file=sys.stderr)
         code = INTERRUPTED

@@ -10,7 +10,6 @@ import numpy as np
 
 from taqdit import plots
 from taqdit.calibration import selections
-from taqdit.images import picture_name, read_picture
 from taqdit.latents import LatentStatistics, latent_statistics
 from taqdit.plan import Plan
 from taqdit.store import make_folder
@@ -23,13 +22,10 @@ if TYPE_CHECKING:
 MOST_PICTURES = 36  # in one grid
 
 
-def draw(
-    plan: Plan, trajectories: TrajectorySet, pictures: Path, folder: Path, tracker: Tracker
-) -> list[Path]:
+def draw(plan: Plan, trajectories: TrajectorySet, folder: Path, tracker: Tracker) -> list[Path]:
     """Log the latent curves; draw, save and log the figures that the run asks for.
 
-    `pictures` is the folder that holds the trajectories' PNGs. Returns the files made, all
-    below `folder/figures`.
+    Returns the files made, all below `folder/figures`.
     """
     found = latent_statistics(trajectories)
     log_curves(found, trajectories, tracker)
@@ -40,7 +36,7 @@ def draw(
     if "selection_strip" in plan.plots.figures:
         drawn["selection_strip"] = _strip(trajectories, chosen)
     if "image_grid" in plan.plots.figures and plan.sampler.images:
-        drawn["image_grid"] = _grid(trajectories, pictures)
+        drawn["image_grid"] = _grid(trajectories)
     made: list[Path] = []
     make_folder(folder / "figures")
     for name, (figure, table) in drawn.items():
@@ -112,8 +108,8 @@ def _strip(trajectories: TrajectorySet, chosen: list[list[int]]) -> Drawing:
     return figure, table
 
 
-def _grid(trajectories: TrajectorySet, pictures: Path) -> Drawing:
+def _grid(trajectories: TrajectorySet) -> Drawing:
     indices = range(min(len(trajectories), MOST_PICTURES))
     texts = [trajectories.prompts.text(index) for index in indices]
-    images = np.stack([read_picture(pictures / picture_name(index)) for index in indices])
+    images = np.stack([trajectories.picture(index) for index in indices])
     return plots.image_grid(images, texts), {"trajectory": list(indices), "prompt": texts}

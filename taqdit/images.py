@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from taqdit.errors import CorruptError
+from taqdit.errors import CorruptError, StorageError
 from taqdit.store import publish_bytes
 
+_KEY = "taqdit"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -23,23 +24,43 @@ def picture_name(index: int) -> str:
     return f"{index:06d}.png"
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Publish a picture (H, W, 3) uint8 as a PNG; the same pixels give the same bytes."""
-    from PIL import Image
+def picture_owner(fingerprint: str, index: int) -> str:
+    """How a picture names the stage and the trajectory that it belongs to."""
+    return f"{fingerprint} {index}"
 
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
+
+def write_picture(path: Path, picture: np.ndarray, *, owner: str) -> None:
+    """Publish a picture (H, W, 3) uint8 as a PNG that names its `owner` in a text chunk.
+
+    The same pixels and owner give the same bytes.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    text, buffer = PngInfo(), io.BytesIO()
+    text.add_text(_KEY, owner)
+    Image.fromarray(picture).save(buffer, format="PNG", pnginfo=text)
     publish_bytes(path, buffer.getvalue())
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of a stored PNG. Raises CorruptError if it is damaged."""
+def read_picture(path: Path, *, owner: str) -> np.ndarray:
+    """(H, W, 3) uint8 of a stored PNG.
+
+    Raises CorruptError if it is damaged or another's, StorageError if it cannot be read.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
         data = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    try:
         _check_chunks(data)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            picture.load()
+            found = picture.info.get(_KEY)
+            if found != owner:
+                raise ValueError(f"it belongs to {found!r}, not {owner!r}")
             return np.array(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, struct.error, UnidentifiedImageError) as error:
         raise CorruptError(f"{path.name} is not a whole PNG ({error})") from error
@@ -60,8 +81,8 @@ def _check_chunks(data: bytes) -> None:
         raise ValueError("bytes after the end")
 
 
-def verify_picture(path: Path, shape: tuple[int, ...]) -> None:
-    """Raise CorruptError unless the file is a whole PNG of the given (H, W, 3)."""
-    found = read_picture(path).shape
+def verify_picture(path: Path, shape: tuple[int, ...], *, owner: str) -> None:
+    """Raise CorruptError unless the file is a whole PNG of the given (H, W, 3) and owner."""
+    found = read_picture(path, owner=owner).shape
     if found != tuple(shape):
         raise CorruptError(f"{path.name} is {found} pixels, expected {tuple(shape)}")

@@ -95,6 +95,7 @@ def conditioning_inputs(plan: Plan) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "model": plan.model.name,
+        "model_option": target(plan, "model"),
         "options": dict(plan.model.options),
         "weights": plan.model.weights(),
     }
@@ -107,13 +108,19 @@ def trajectory_inputs(plan: Plan) -> dict[str, Any]:
         "latent_shape": list(plan.model.latent_shape),
         "prompts": list(plan.prompts.texts),
         "prompt_seeds": list(plan.prompts.seeds),
+        "schedule_option": target(plan, "schedule"),
+        "sampler_option": target(plan, "sampler"),
         "num_steps": plan.schedule.num_steps,
         "shift": plan.schedule.shift,
-        "solver": plan.sampler.name,
         "cfg_scale": plan.sampler.cfg_scale,
         "seed": plan.sampler.seed,
         "batch_size": plan.sampler.batch_size,
     }
+
+
+def target(plan: Plan, group: str) -> str:
+    """The option function of a group, as the configuration names it."""
+    return str(plan.config[group]["_target_"])
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import csv
 import re
 import stat
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,11 +74,6 @@ def file(*, path: str | None = None, num: int | None = None) -> Prompts:
     require((bool(path), f"path={path or 'null'} must name a .txt or .csv file: set prompts.path"))
     place = Path(str(path))
     return _first(_read(place.expanduser() if place.parts[:1] == ("~",) else place), num)
-
-
-def unique(texts: Iterable[str]) -> tuple[str, ...]:
-    """The texts in order of first appearance, each once."""
-    return tuple(dict.fromkeys(texts))
 
 
 def refuse_characters(text: str, where: str) -> None:

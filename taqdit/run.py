@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from taqdit import config as configuration
-from taqdit.errors import TaqditError
+from taqdit.errors import ConfigError, TaqditError
 from taqdit.exits import exit_with
 from taqdit.session import Session
 
@@ -34,6 +34,8 @@ def job(config: DictConfig) -> None:
     context = HydraConfig.get()
     folder = Path(context.runtime.output_dir)
     try:
+        if context.job.chdir:
+            raise ConfigError("hydra.job.chdir=true would move the store; leave it false")
         execute(config, folder, configuration.choices(context))
     except TaqditError as error:
         log.debug("the run failed", exc_info=True)

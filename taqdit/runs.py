@@ -13,48 +13,55 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from taqdit import config as configuration
-from taqdit.calibration import CalibrationSet
+from taqdit.calibration import CalibrationSet, import_npz
 from taqdit.conditioning import Conditioning
 from taqdit.errors import CorruptError, InputError
-from taqdit.images import picture_name, read_picture
-from taqdit.plan import Plan
+from taqdit.prompts import Prompts
 from taqdit.session import Session
-from taqdit.stages import calibration_set
-from taqdit.store import Stage, make_folder, publish_bytes
+from taqdit.store import Stage, make_folder, publish_bytes, sha256_file
 from taqdit.trajectory import TrajectorySet
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, read-only: its resolved `config` and its `summary` as plain mappings."""
+    """A run's folder, read-only: its resolved `config`, its `summary`, its `record` (run.json).
+
+    What it gives comes from the store and the record; files that the configuration named are not
+    read again.
+    """
 
     folder: Path
     config: dict[str, Any]
     summary: dict[str, Any]
     record: dict[str, Any]
 
-    @property
-    def plan(self) -> Plan:
-        """The run's configuration as objects."""
-        return configuration.plan(configuration.from_mapping(self.config))
-
     def trajectories(self) -> TrajectorySet:
-        """The run's trajectories: `len`, `.latents(i)`, `.sigmas`, `.timesteps`."""
-        plan = self.plan
-        return TrajectorySet(
-            self._stage("trajectories"),
-            count=plan.sampler.num_trajectories,
-            prompts=plan.prompts,
-        )
+        """The run's trajectories: `len`, `.latents(i)`, `.picture(i)`, `.sigmas`, `.timesteps`."""
+        prompts = Prompts(tuple(self.record["prompts"]), tuple(self.record["prompt_seeds"]))
+        count = self.config["sampler"]["num_trajectories"]
+        return TrajectorySet(self._stage("trajectories"), count=count, prompts=prompts)
 
     def calibration(self) -> CalibrationSet:
         """The run's calibration set: trajectories x timestep selection, as a lazy view."""
-        row = Conditioning(self._stage("conditioning")).row
-        return calibration_set(self.plan, self.trajectories(), row)
+        if self.record["imported"]:
+            return self._imported()
+        return CalibrationSet(
+            self.trajectories(),
+            configuration.build(self.config["timestep_selection"]),
+            cfg_scale=self.config["sampler"]["cfg_scale"],
+            seed=self.config["sampler"]["seed"],
+            conditioning=Conditioning(self._stage("conditioning")).row,
+        )
 
     def picture(self, index: int) -> np.ndarray:
         """Decoded picture (H, W, 3) uint8 of trajectory `index`."""
-        return read_picture(self._stage("trajectories").path(picture_name(index)))
+        return self.trajectories().picture(index)
+
+    def _imported(self) -> CalibrationSet:
+        path = Path(self.record["imported"]["path"])
+        if not path.is_file() or sha256_file(path) != self.record["imported"]["sha256"]:
+            raise InputError(f"{path} is not the calibration file that the run read")
+        return import_npz(path)
 
     def _stage(self, name: str) -> Stage:
         mark = self.record["stages"].get(name)
@@ -67,7 +74,7 @@ class Run:
 
 def open_run(path: str | Path) -> Run:
     """Open a finished run's folder. Raises InputError if it is none, CorruptError if damaged."""
-    folder = Path(path)
+    folder = Path(path).resolve()
     record = _read_json(folder / "run.json")
     summary = _read_json(folder / "summary.json")
     return Run(folder, record["config"], summary, record)
@@ -79,9 +86,9 @@ def launch(overrides: Sequence[str] = ()) -> Run:
     Raises TaqditError, as the command line would print it.
     """
     composed = configuration.compose_config(overrides, with_hydra=True)
-    folder = new_run_folder(Path(composed.output_dir))
     config = configuration.without_hydra(composed)
     plan = configuration.plan(config)
+    folder = new_run_folder(plan.output_dir)
     make_folder(folder / ".hydra")
     publish_bytes(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config).encode())
     publish_bytes(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(list(overrides)).encode())

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
-import resource
-import sys
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from taqdit import figures, preflight
+from taqdit import figures, preflight, record
 from taqdit.calibration import CalibrationSet, import_npz
 from taqdit.errors import StorageError, TaqditError
 from taqdit.plan import Plan, conditioning_inputs, fingerprint, trajectory_inputs
 from taqdit.progress import Progress
-from taqdit.stages import (
-    Bench,
-    calibration_set,
-    encode_prompts,
-    sample_trajectories,
-)
-from taqdit.store import publish_json
+from taqdit.stages import Bench, encode_prompts, sample_trajectories
+from taqdit.store import make_folder, publish_json
 from taqdit.tracking import Tracker
 from taqdit.tracking.secrets import mask_secrets
 from taqdit.trajectory import TrajectorySet
 
 log = logging.getLogger(__name__)
-PACKAGES = ("taqdit", "mlx", "diffusionkit", "numpy", "hydra-core", "omegaconf", "wandb")
-LATER = ("statistics", "analysis")  # configured, but no stage of this version computes them
+VIEWS = {"trajectories", "calibration", "figures"}  # stages that need trajectories
 
 
 class Session:
@@ -43,19 +33,15 @@ class Session:
         self.store = plan.output_dir / "store"
         self.bench = Bench(plan, self.store)
         self.run_id = uuid.uuid4().hex[:12]
+        self.tracker = Tracker()
         self.results: dict[str, Any] = {}
 
     def run(self) -> None:
         """Run to the end. Raises TaqditError; a summary says how it ended in any case."""
-        if not self._preflight():
-            return
-        self._write_run_file()
-        tracker = self._start_tracking()
         started, status, error = time.perf_counter(), "failed", None
+        make_folder(self.folder)
         try:
-            log.info("%s", backend_words(self.bench.backend))
-            self._stages(tracker)
-            status = "ok"
+            status = self._run()
         except TaqditError as caught:
             error = caught
             raise
@@ -63,21 +49,44 @@ class Session:
             status = "interrupted"
             raise
         finally:
-            self._finish(tracker, status, error, time.perf_counter() - started)
+            self._finish(status, error, time.perf_counter() - started)
 
-    def _preflight(self) -> bool:
-        """State points, forwards, bytes, disk and memory. False when the run ends here."""
+    def _run(self) -> str:
+        self._preflight()
+        if self.plan.preflight == "only":
+            self._write_run_file({})
+            return "preflight"
+        marks = {} if self.plan.imported else self._fingerprints()
+        self._write_run_file(marks)
+        self._start_tracking()
+        log.info("%s", record.backend_words(self.bench.backend))
+        if self.plan.imported is not None:
+            self._imported(self.plan.imported)
+        else:
+            self._stages()
+        return "ok"
+
+    def _preflight(self) -> None:
+        """State points, forwards, bytes, disk and memory; refuse a disk that is too small."""
         plan = self.plan
+        if plan.imported is not None:
+            return
         found = preflight.estimate(plan, free_bytes=preflight.free_bytes(plan.output_dir))
         self.results["preflight"] = found.as_dict()
         if plan.preflight != "off":
             log.info("%s", preflight.describe(found))
-        if plan.preflight == "only":
-            return False
-        if plan.imported is None:
-            needed = max(0, found.total_bytes - stored_bytes(self.store, self._fingerprints()))
+        if plan.preflight != "only":
+            needed = max(0, found.total_bytes - self._stored_bytes())
             preflight.refuse_full_disk(found, needed=needed, folder=plan.output_dir)
-        return True
+
+    def _stored_bytes(self) -> int:
+        """Bytes that the run will find in the store; 0 while the weights are not here."""
+        if not self.plan.model.weights_present():
+            return 0  # a fingerprint would have to download them first
+        kept = {k: v for k, v in self._fingerprints().items() if k not in self.plan.refresh}
+        folders = [self.store / name / mark[:12] for name, mark in kept.items()]
+        files = [path for folder in folders for path in folder.glob("*")]
+        return sum(path.stat().st_size for path in files if path.suffix in (".safetensors", ".png"))
 
     def _fingerprints(self) -> dict[str, str]:
         return {
@@ -85,24 +94,19 @@ class Session:
             "trajectories": fingerprint(trajectory_inputs(self.plan)),
         }
 
-    def _write_run_file(self) -> None:
-        publish_json(
-            self.folder / "run.json",
-            {
-                "schema": 1,
-                "run_id": self.run_id,
-                "choices": self.choices,
-                "config": mask_secrets(self.plan.config),
-                "store": relative(self.store, self.folder),
-                "stages": {} if self.plan.imported else self._fingerprints(),
-                "backend": self.bench.backend,
-                "versions": {name: version(name) for name in PACKAGES},
-                "python": sys.version.split()[0],
-            },
+    def _write_run_file(self, marks: Mapping[str, str]) -> None:
+        document = record.run_record(
+            self.plan,
+            run_id=self.run_id,
+            choices=self.choices,
+            folder=self.folder,
+            fingerprints=marks,
+            backend=self.bench.backend,
         )
+        publish_json(self.folder / "run.json", document)
 
-    def _start_tracking(self) -> Tracker:
-        tracker: Tracker = self.plan.tracking.start(
+    def _start_tracking(self) -> None:
+        self.tracker = self.plan.tracking.start(
             self.folder,
             run_id=self.run_id,
             name=f"{self.folder.parent.name}_{self.folder.name}",
@@ -111,142 +115,69 @@ class Session:
             tags=[f"{group}:{choice}" for group, choice in self.choices.items()],
             config=mask_secrets(self.plan.config),
         )
-        return tracker
 
-    def _stages(self, tracker: Tracker) -> None:
-        plan = self.plan
-        if plan.imported is not None:
-            self._imported(import_npz(plan.imported), tracker)
+    def _stages(self) -> None:
+        """The stages that are asked for, over what they build on."""
+        plan, asked = self.plan, set(self.plan.stages)
+        conditioning = encode_prompts(self.bench)
+        if not asked & VIEWS:
             return
-        guided = encode_prompts(self.bench)
         with Progress() as progress:
-            trajectories = sample_trajectories(self.bench, guided.guided, progress)
-        points = calibration_set(plan, trajectories, guided.row)
-        if "calibration" in plan.stages:
-            self._calibration(points, tracker)
-        if "figures" in plan.stages:
-            self._figures(trajectories, tracker)
+            trajectories = sample_trajectories(self.bench, conditioning.guided, progress)
+        if "calibration" in asked:
+            points = CalibrationSet(
+                trajectories,
+                plan.select,
+                cfg_scale=plan.sampler.cfg_scale,
+                seed=plan.sampler.seed,
+                conditioning=conditioning.row,
+            )
+            self._calibration(points)
+        if "figures" in asked:
+            self._figures(trajectories)
 
-    def _calibration(self, points: CalibrationSet, tracker: Tracker) -> None:
-        self.results["calibration"] = describe_calibration(points)
-        path = self.bench.store / "trajectories" / self._fingerprints()["trajectories"][:12]
+    def _calibration(self, points: CalibrationSet) -> None:
+        found = record.describe_calibration(points)
+        path = self.store / self.bench.reports[-1].folder
         if self.plan.export:
             path = self.folder / "calibration.npz"
             points.export_npz(path)
-            self.results["calibration"]["npz"] = path.name
-        tracker.artifact(
-            "calibration-set",
-            kind="calibration-set",
-            path=path,
-            metadata=self.results["calibration"],
-        )
+            found["npz"] = path.name
+        self._log_calibration(found, path)
 
-    def _figures(self, trajectories: TrajectorySet, tracker: Tracker) -> None:
-        pictures = self.store / self.bench.reports[-1].folder
-        made = figures.draw(self.plan, trajectories, pictures, self.folder, tracker)
+    def _imported(self, path: Path) -> None:
+        """A calibration set made elsewhere takes the place of all stages."""
+        found = {**record.describe_calibration(import_npz(path)), "imported": str(path)}
+        self._log_calibration(found, path.resolve())
+
+    def _log_calibration(self, found: dict[str, Any], path: Path) -> None:
+        self.results["calibration"] = found
+        name = "calibration-set"
+        self.tracker.artifact(name, kind=name, path=path, metadata=found)
+
+    def _figures(self, trajectories: TrajectorySet) -> None:
+        made = figures.draw(self.plan, trajectories, self.folder, self.tracker)
         self.results["figures"] = [str(path.relative_to(self.folder)) for path in made]
 
-    def _imported(self, points: Any, tracker: Tracker) -> None:
-        self.results["calibration"] = {**describe_calibration(points), "imported": True}
-        tracker.summary({"calibration/points": len(points)})
-
-    def _finish(
-        self, tracker: Tracker, status: str, error: TaqditError | None, seconds: float
-    ) -> None:
+    def _finish(self, status: str, error: TaqditError | None, seconds: float) -> None:
         summary = {
             "status": status,
             "error": None if error is None else str(error),
             "run_id": self.run_id,
-            "store": relative(self.store, self.folder),
+            "store": record.relative(self.store, self.folder),
             "stages": [asdict(report) for report in self.bench.reports],
             "seconds": round(seconds, 3),
-            "peak_memory_bytes": peak_memory(),
-            "peak_mlx_memory_bytes": peak_mlx_memory(),
-            "not_computed": list(LATER),
+            "peak_memory_bytes": record.peak_memory(),
+            "peak_mlx_memory_bytes": record.peak_mlx_memory(),
+            "not_computed": list(record.LATER),
             **self.results,
         }
-        tracker.summary(
-            {
-                "seconds": seconds,
-                "peak_memory_bytes": summary["peak_memory_bytes"],
-                "status": status,
-            }
-        )
+        logged = {key: summary[key] for key in ("status", "seconds", "peak_memory_bytes")}
         try:
             publish_json(self.folder / "summary.json", summary)
+            self.tracker.summary(logged)
         except StorageError as full:
             log.error("%s", full)
-        tracker.finish(ok=status == "ok")
+        self.tracker.finish(ok=status == "ok")
         if status == "ok":
-            print(closing_words(summary, self.folder, tracker.location), flush=True)
-
-
-def describe_calibration(points: Any) -> dict[str, Any]:
-    """Counts and steps of a calibration set, for summaries and artifacts."""
-    return {
-        "points": len(points),
-        "steps": [int(step) for step in points.steps],
-        "cfg_scale": float(points.cfg_scale),
-        "prompts": len(points.prompts),
-    }
-
-
-def stored_bytes(store: Path, fingerprints: Mapping[str, str]) -> int:
-    """Bytes that the run's stages already hold."""
-    folders = [store / name / mark[:12] for name, mark in fingerprints.items()]
-    return sum(
-        path.stat().st_size for folder in folders for path in folder.glob("*.*") if path.is_file()
-    )
-
-
-def peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def peak_mlx_memory() -> int:
-    """Most bytes that MLX's allocator held so far; unified memory on a Mac is counted here."""
-    from taqdit.backend import peak_memory as of_allocator
-
-    return of_allocator()
-
-
-def backend_words(backend: Mapping[str, Any]) -> str:
-    """The arithmetic in one line; where it matters, how to make it faster."""
-    words = (
-        f"mlx {backend['mlx']} on {backend['device']} ({backend['chip']}), BLAS {backend['blas']}"
-    )
-    if backend["blas"] == "bundled":
-        words += "; a faster one: README, 'Speed on Linux'"
-    return words
-
-
-def relative(path: Path, start: Path) -> str:
-    """`path` as seen from the folder `start`, so that outputs can be moved as a whole."""
-    return Path(os.path.relpath(path.resolve(), start.resolve())).as_posix()
-
-
-def closing_words(summary: Mapping[str, Any], folder: Path, tracked: str) -> str:
-    """What was made or reused, where, how long, peak memory."""
-    lines = []
-    for report in summary["stages"]:
-        words = f"{report['made']} made, {report['reused']} reused"
-        if report["moved_aside"]:
-            words += f", {len(report['moved_aside'])} corrupt moved aside and redone"
-        lines.append(f"{report['name']:<14}{words:<28} store/{report['folder']}")
-    if "calibration" in summary:
-        found = summary["calibration"]
-        lines.append(
-            f"{'calibration':<14}{found['points']} points at {len(found['steps'])} steps"
-            f"{' -> ' + found['npz'] if 'npz' in found else ''}"
-        )
-    if summary.get("figures"):
-        lines.append(f"{'figures':<14}{len(summary['figures'])} files in figures/")
-    lines.append(f"{'not computed':<14}{', '.join(summary['not_computed'])} (not in this version)")
-    if tracked:
-        lines.append(f"{'tracking':<14}{tracked}")
-    peak, mlx = (preflight.size(summary[f"peak_{key}_bytes"]) for key in ("memory", "mlx_memory"))
-    lines.append(f"{'run':<14}{folder}")
-    lines.append(f"{'':<14}{summary['seconds']:.1f} s, peak memory {peak} (MLX {mlx})")
-    return "\n".join(lines)
+            print(record.closing_words(summary, self.folder, self.tracker.location), flush=True)

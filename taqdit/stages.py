@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from taqdit import conditioning, images, trajectory
-from taqdit.calibration import CalibrationSet
-from taqdit.errors import StorageError
+from taqdit.errors import NumericError, StorageError
 from taqdit.plan import Plan, conditioning_inputs, fingerprint, trajectory_inputs
 from taqdit.progress import Progress
 from taqdit.store import Stage
@@ -66,11 +65,13 @@ class Bench:
         """Open a stage's folder and report on it; `refresh` moves an existing one aside first."""
         started = time.perf_counter()
         mark = fingerprint(inputs)
-        if name in self.plan.refresh:
-            set_aside(self.store / name / mark[:12])
+        if name in self.plan.refresh and (aside := Stage.set_aside(self.store, name, mark)):
+            log.info("refresh: the former %s was moved aside to %s", name, aside.name)
         stage = Stage.open(self.store, name, fingerprint=mark, inputs=inputs, backend=self.backend)
         report = StageReport(name, f"{name}/{stage.folder.name}")
         report.note = stage.backend_note(self.backend)
+        if report.note:
+            log.warning("%s was %s; this is another backend", report.folder, report.note)
         self.reports.append(report)
         try:
             yield stage, report
@@ -86,17 +87,6 @@ class Bench:
                 f"the stage {name} lacks {count} units and stages={list(self.plan.stages)} does"
                 f" not compute it; add {name} to stages"
             )
-
-
-def set_aside(folder: Path) -> None:
-    """Rename a stage's folder to `<name>.replaced-<n>`, if it exists."""
-    if not folder.exists():
-        return
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.replaced-{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    log.info("refresh: the former %s was moved aside to %s", folder.name, aside.name)
 
 
 def encode_prompts(bench: Bench) -> conditioning.Conditioning:
@@ -185,14 +175,17 @@ class TrajectoryWork:
     def _missing(self, number: int) -> tuple[list[int], list[int]]:
         """Indices of the batch without a valid shard, and those without a valid picture."""
         indices = trajectory.batch_indices(number, self.plan.sampler.batch_size)
-        shards = self.stage.valid([trajectory.shard_name(i) for i in indices])
+        units = {trajectory.shard_name(i): i for i in indices}
+        shards = self.stage.valid(
+            units, verify=lambda path: trajectory.read_trajectory(self.stage, units[path.name])
+        )
         lacking = [i for i in indices if trajectory.shard_name(i) not in shards]
         if not self.plan.sampler.images:
             return lacking, []
-        shape = self.plan.model.image_shape
+        shape, mark = self.plan.model.image_shape, self.stage.fingerprint
+        owners = {images.picture_name(i): images.picture_owner(mark, i) for i in indices}
         pictures = self.stage.valid(
-            [images.picture_name(i) for i in indices],
-            verify=lambda path: images.verify_picture(path, shape),
+            owners, verify=lambda path: images.verify_picture(path, shape, owner=owners[path.name])
         )
         return lacking, [i for i in indices if images.picture_name(i) not in pictures]
 
@@ -200,8 +193,8 @@ class TrajectoryWork:
         shards, pictures = self._missing(number)
         if shards:
             self._sample(number, set(shards))
-        if pictures:
-            self._decode(number, set(pictures))
+        for index in pictures:
+            self._decode(index)
         return len(shards)
 
     def _sample(self, number: int, wanted: set[int]) -> None:
@@ -227,13 +220,19 @@ class TrajectoryWork:
                     prompts=plan.prompts,
                 )
 
-    def _decode(self, number: int, wanted: set[int]) -> None:
-        """Decode the final latents of a whole batch; publish the pictures that are wanted."""
-        indices = trajectory.batch_indices(number, self.plan.sampler.batch_size)
-        final = np.stack([trajectory.final_latent(self.stage, i) for i in indices])
-        for index, picture in zip(indices, decode(self.bench.model, final), strict=True):
-            if index in wanted:
-                images.write_picture(self.stage.path(images.picture_name(index)), picture)
+    def _decode(self, index: int) -> None:
+        """Decode the final latent of a trajectory and publish the picture."""
+        latent = trajectory.final_latent(self.stage, index)
+        try:
+            picture = decode(self.bench.model, latent)
+        except NumericError as error:
+            prompt = self.plan.prompts.text(index)
+            raise NumericError(f"trajectory {index} (prompt {prompt!r}): {error}") from error
+        images.write_picture(
+            self.stage.path(images.picture_name(index)),
+            picture,
+            owner=images.picture_owner(self.stage.fingerprint, index),
+        )
 
     def _sampling_model(self) -> Any:
         model = self.bench.model
@@ -249,24 +248,9 @@ def model_timesteps(model: Any, sigmas: np.ndarray) -> np.ndarray:
     return np.array(model.timesteps(mx.array(sigmas)).astype(mx.float32))
 
 
-def decode(model: Any, latents: np.ndarray) -> np.ndarray:
-    """Pictures (N, H, W, 3) uint8 of final latents (N, h, w, 16)."""
+def decode(model: Any, latent: np.ndarray) -> np.ndarray:
+    """Picture (H, W, 3) uint8 of a final latent (h, w, 16). Raises NumericError."""
     from taqdit.backend import mx
 
-    pictures: np.ndarray = model.decode(mx.array(latents))
-    return pictures
-
-
-def calibration_set(
-    plan: Plan,
-    trajectories: trajectory.TrajectorySet,
-    row: Callable[[str], tuple[np.ndarray, np.ndarray]],
-) -> CalibrationSet:
-    """Stage `calibration`: the selected steps of the trajectories, as a lazy view."""
-    return CalibrationSet(
-        trajectories,
-        plan.select,
-        cfg_scale=plan.sampler.cfg_scale,
-        seed=plan.sampler.seed,
-        conditioning=row,
-    )
+    pictures: np.ndarray = model.decode(mx.array(latent[None]))
+    return pictures[0]

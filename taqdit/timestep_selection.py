@@ -9,7 +9,8 @@ Rules with a budget give exactly k distinct steps (`paper_stride` is the excepti
 
 from __future__ import annotations
 
-import warnings
+import functools
+import logging
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import NormalDist
@@ -36,6 +37,8 @@ __all__ = [
     "stratified_random",
 ]
 
+_log = logging.getLogger(__name__)
+
 GOLDEN, GOLDEN_UNIT = 6_180_339_887, 10**10  # the golden ratio's fraction, in exact integers
 
 
@@ -50,7 +53,7 @@ def paper_uniform(
     """Evenly spaced with both ends: floor(j (n - 1) / (k - 1)); 25 of 100: 0 4 .. 28 33 .. 99.
 
     TaQ-DiT's "uniformly select 25 steps" (arXiv:2411.14172, section IV-A), as the integer
-    linspace of the system this one replaces. k = 1 gives the middle, n // 2.
+    linspace. k = 1 gives the middle, n // 2.
     """
     k = _budget(count, num_steps)
     if k == 1:
@@ -77,7 +80,7 @@ def paper_stride(
 def dense_middle(
     *, num_steps: int, sigmas: np.ndarray, trajectory: int, seed: int, count: int | None = None
 ) -> Selection:
-    """The key timesteps of the older tools: 10, 11, 17, 28 of 20, 28, 50, 100 steps.
+    """Key timesteps, dense in the middle third: 10, 11, 17, 28 of 20, 28, 50, 100 steps.
 
     {0, n - 1, n // 4, n // 2, 3n // 4}, every 3rd step of [n // 3, 2n // 3) and every 5th of
     [0, n // 3) and [2n // 3, n), each stride starting anew at its range. The middle third of the
@@ -254,9 +257,14 @@ def _budget(count: int | None, num_steps: int) -> int:
     note = f"schedule.num_steps is {num_steps}; null takes a quarter of the steps"
     budget = _integer("count", count, low=1, high=num_steps, note=note)
     if budget == num_steps > 1:
-        text = f"timestep_selection.count={count} selects all of {num_steps} steps"
-        warnings.warn(text, stacklevel=3)
+        _note_all(budget)
     return budget
+
+
+@functools.cache
+def _note_all(num_steps: int) -> None:
+    """Say once that a budget selects everything."""
+    _log.warning("timestep_selection.count=%d selects all %d steps", num_steps, num_steps)
 
 
 def _steps(num_steps: int) -> int:

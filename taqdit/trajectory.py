@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from taqdit.errors import NumericError
+from taqdit.images import picture_name, picture_owner, read_picture
 from taqdit.prompts import Prompts
 from taqdit.sampler import Sampler
-from taqdit.store import Stage, read_shard, sha256_hex, write_shard
+from taqdit.store import Stage, sha256_hex
 
 KIND = "trajectory"
 
@@ -139,8 +140,8 @@ def write_trajectory(
 ) -> None:
     """Publish one trajectory: latents (num_steps + 1, h, w, 16), sigmas, timesteps."""
     index = batch.indices[row]
-    write_shard(
-        stage.path(shard_name(index)),
+    stage.write(
+        shard_name(index),
         {"latents": latents, "sigmas": sigmas, "timesteps": timesteps},
         kind=KIND,
         index=index,
@@ -151,6 +152,11 @@ def write_trajectory(
             "batch": [batch.indices.start, batch.indices.stop],
         },
     )
+
+
+def read_trajectory(stage: Stage, index: int) -> dict[str, np.ndarray]:
+    """latents, sigmas and timesteps of a stored trajectory. Raises CorruptError."""
+    return stage.read(shard_name(index), kind=KIND, index=index).tensors
 
 
 class TrajectorySet:
@@ -175,12 +181,17 @@ class TrajectorySet:
         """(num_steps + 1, h, w, 16) float32 of one trajectory. Raises CorruptError."""
         return self._shard(index)["latents"]
 
+    def picture(self, index: int) -> np.ndarray:
+        """Decoded picture (H, W, 3) uint8 of one trajectory. Raises CorruptError."""
+        path = self._stage.path(picture_name(index))
+        return read_picture(path, owner=picture_owner(self._stage.fingerprint, index))
+
     def _read(self, index: int) -> dict[str, np.ndarray]:
         if not 0 <= index < self._count:
             raise IndexError(f"trajectory {index} of {self._count}")
-        return read_shard(self._stage.path(shard_name(index)), kind=KIND).tensors
+        return read_trajectory(self._stage, index)
 
 
 def final_latent(stage: Stage, index: int) -> np.ndarray:
     """The last latent (h, w, 16) of a stored trajectory. Raises CorruptError."""
-    return read_shard(stage.path(shard_name(index)), kind=KIND).tensors["latents"][-1]
+    return read_trajectory(stage, index)["latents"][-1]

@@ -15,9 +15,10 @@ LEVELS = {
     4: ("plots",),
     5: ("plan",),
     6: ("config", "stages", "figures", "preflight"),
-    7: ("session", "exits"),
-    8: ("run", "runs"),
-    9: ("cli",),
+    7: ("record", "exits"),
+    8: ("session",),
+    9: ("run", "runs"),
+    10: ("cli",),
 }
 LEVEL = {module: level for level, modules in LEVELS.items() for module in modules}
 ONLY = {  # a foreign library and the one module that may import it

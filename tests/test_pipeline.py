@@ -238,8 +238,13 @@ def test_an_npz_made_elsewhere_is_the_calibration_set(tmp_path, monkeypatch):
     path = first.folder / "calibration.npz"
     other = package.launch([*TINY, "tracking=none", f"inputs.calibration={path}"])
     assert other.summary["calibration"]["points"] == 4
-    assert other.summary["calibration"]["imported"]
+    assert other.summary["calibration"]["imported"] == str(path)
     assert other.summary["stages"] == []
+    found = other.calibration()
+    np.testing.assert_array_equal(found[0].latent, np.load(path, allow_pickle=False)["xs"][0])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="not the calibration file"):
+        other.calibration()
 
 
 def test_outputs_can_be_moved_as_a_whole(taqdit, tmp_path):
@@ -252,8 +257,88 @@ def test_outputs_can_be_moved_as_a_whole(taqdit, tmp_path):
 def test_an_extent_beyond_what_is_stored_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     package.launch(ANALYTIC)
-    with pytest.raises(StorageError, match="lacks 2 units"):
-        package.launch([*ANALYTIC, "sampler.num_trajectories=10", "stages=[conditioning]"])
+    package.launch([*ANALYTIC, "sampler.num_trajectories=10", "stages=[conditioning]"])
+    with pytest.raises(StorageError, match="trajectories lacks 2 units"):
+        package.launch([*ANALYTIC, "sampler.num_trajectories=10", "stages=[calibration]"])
+
+
+def test_stages_can_be_run_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = package.launch([*ANALYTIC, "stages=[conditioning]"])
+    assert [s["name"] for s in first.summary["stages"]] == ["conditioning"]
+    second = package.launch([*ANALYTIC, "stages=[trajectories]"])
+    assert [s["made"] for s in second.summary["stages"]] == [0, 6]
+    assert "calibration" not in second.summary
+    third = package.launch([*ANALYTIC, "stages=[calibration]"])
+    assert third.summary["calibration"]["points"] == 18
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "png"])
+def test_a_file_of_another_trajectory_under_this_name_is_redone(taqdit, tmp_path, suffix):
+    summary_of(taqdit(*ANALYTIC), tmp_path)
+    (stage,) = tmp_path.glob("outputs/store/trajectories/*")
+    good = tree(stage)
+    (stage / f"000000.{suffix}").write_bytes((stage / f"000001.{suffix}").read_bytes())
+    again = taqdit(*ANALYTIC)
+    assert summary_of(again, tmp_path)["stages"][1]["moved_aside"][0][0] == f"000000.{suffix}"
+    assert "belongs to" in again.stderr
+    (stage / f"000000.{suffix}.bad-1").unlink()
+    assert tree(stage) == good
+
+
+def test_a_shard_of_another_stage_is_redone(taqdit, tmp_path):
+    summary_of(taqdit(*ANALYTIC), tmp_path)
+    (mine,) = tmp_path.glob("outputs/store/trajectories/*")
+    summary_of(taqdit(*ANALYTIC, "sampler.cfg_scale=5"), tmp_path)
+    (other,) = set(tmp_path.glob("outputs/store/trajectories/*")) - {mine}
+    (mine / "000002.safetensors").write_bytes((other / "000002.safetensors").read_bytes())
+    again = summary_of(taqdit(*ANALYTIC), tmp_path)
+    assert again["stages"][1]["made"] == 1
+
+
+def test_a_run_keeps_its_prompts_when_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "p.txt"
+    path.write_text("a cat\na dog\n")
+    run = package.launch([*ANALYTIC, "prompts=file", f"prompts.path={path}"])
+    path.write_text("a hen\n")
+    points = package.open_run(run.folder).calibration()
+    assert {point.prompt for point in points} == {"a cat", "a dog"}
+    path.unlink()
+    assert len(package.open_run(run.folder).trajectories()) == 6
+
+
+def test_a_run_can_be_used_after_a_change_of_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = package.launch(ANALYTIC)
+    points = run.calibration()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert points[17].latent.shape == (4, 4, 16)
+    assert run.picture(0).shape == (32, 32, 3)
+
+
+def test_preflight_only_from_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = package.launch([*ANALYTIC, "preflight=only"])
+    assert run.summary["status"] == "preflight"
+    assert run.summary["preflight"]["points"] == 18
+    assert not (tmp_path / "outputs" / "store").exists()
+
+
+def test_a_refresh_of_a_stage_in_use_is_refused(tmp_path, monkeypatch):
+    from taqdit.store import Stage
+
+    monkeypatch.chdir(tmp_path)
+    package.launch(ANALYTIC)
+    (folder,) = (tmp_path / "outputs" / "store" / "trajectories").iterdir()
+    record = json.loads((folder / "stage.json").read_text())
+    stage = Stage.find(tmp_path / "outputs" / "store", "trajectories", record["fingerprint"])
+    with stage.claim("batch-000000") as mine:
+        assert mine
+        with pytest.raises(StorageError, match="in use"):
+            package.launch([*ANALYTIC, "refresh=[trajectories]"])
+    assert folder.exists()
 
 
 LIGHT = """

@@ -139,10 +139,6 @@ def test_relative_paths_start_at_the_working_directory(write, monkeypatch):
     assert prompts.file(path="~/p.txt").texts == ("here",)
 
 
-def test_unique_keeps_the_first_order():
-    assert prompts.unique(["b", "a", "b", "c", "a"]) == ("b", "a", "c")
-
-
 def test_limits_are_inclusive(write):
     line = "x" * 99
     assert len(prompts.file(path=write(f"{line}\n" * 10_000))) == 10_000  # also exactly 1 MB

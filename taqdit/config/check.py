@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from taqdit.config.build import build, plain
-from taqdit.errors import ConfigError, TaqditError
+from taqdit.config.schema import RunConfig
+from taqdit.errors import ConfigError, InputError, TaqditError
+from taqdit.models.options import ModelSpec
 from taqdit.plan import Plan
+from taqdit.plots import PlotOptions
+from taqdit.prompts import Prompts
+from taqdit.sampler import Sampler
+from taqdit.schedule import Schedule
+from taqdit.tracer import TracerOptions
+from taqdit.tracking import TrackingOptions
 
 GROUPS = (
     "model",
@@ -23,6 +31,17 @@ GROUPS = (
     "plots",
     "tracking",
 )
+PARTIAL = ("timestep_selection",)  # a rule is bound now and called per trajectory
+KINDS: dict[str, type] = {
+    "model": ModelSpec,
+    "prompts": Prompts,
+    "schedule": Schedule,
+    "sampler": Sampler,
+    "tracer": TracerOptions,
+    "plots": PlotOptions,
+    "tracking": TrackingOptions,
+}
+STORED = ("conditioning", "trajectories")
 STAGES = ("conditioning", "trajectories", "calibration", "figures")
 PREFLIGHT = ("on", "only", "off")
 RULES = ("sqnr", "seed")
@@ -42,13 +61,18 @@ def check(config: DictConfig) -> list[Problem]:
     built: dict[str, Any] = {}
     for group in GROUPS:
         try:
-            built[group] = build(config[group])
+            built[group] = build_group(config, group)
         except TaqditError as error:
-            problems += [Problem(f"{group}.{text}", error.exit_code) for text in error.args]
+            problems += [Problem(_prefixed(group, text), error.exit_code) for text in error.args]
     problems += [Problem(text, ConfigError.exit_code) for text in _section_problems(config)]
+    problems += _imported_problems(config)
     if "schedule" in built and "timestep_selection" in built:
         problems += _selection_problems(built["timestep_selection"], built["schedule"])
     return problems
+
+
+def _prefixed(group: str, text: str) -> str:
+    return f"{group}{text}" if text.startswith("=") else f"{group}.{text}"
 
 
 def _section_problems(config: DictConfig) -> Iterator[str]:
@@ -56,19 +80,59 @@ def _section_problems(config: DictConfig) -> Iterator[str]:
         yield f"preflight={config.preflight} must be one of {', '.join(PREFLIGHT)}"
     if config.analysis.rule not in RULES:
         yield f"analysis.rule={config.analysis.rule} must be one of {', '.join(RULES)}"
-    for key, value in (("stages", config.stages), ("refresh", config.refresh)):
-        wanted = STAGES if value == "all" else value
-        if isinstance(wanted, str):
-            yield f"{key}={value} must be a list out of {', '.join(STAGES)}"
-            continue
-        for name in wanted:
-            if name not in STAGES:
-                yield f"{key}: {name!r} must be one of {', '.join(STAGES)}"
+    if not config.output_dir.strip():
+        yield "output_dir='' must name a folder"
+    for key in set(config) - {field.name for field in fields(RunConfig)}:
+        yield f"{key} is no key of the configuration; see taqdit --help"
+    yield from _stage_problems(config)
     if config.inputs.statistics is not None:
         yield (
             f"inputs.statistics={config.inputs.statistics} cannot be used: this version does not"
             " read activation statistics; leave it null"
         )
+
+
+def _stage_problems(config: DictConfig) -> Iterator[str]:
+    stages = list(STAGES) if config.stages == "all" else _names(config.stages)
+    if not stages or set(stages) - set(STAGES):
+        yield f"stages={config.stages} must be all or a list out of {', '.join(STAGES)}"
+    refresh = _names(config.refresh)
+    if refresh is None or set(refresh) - set(STORED):
+        yield (
+            f"refresh={config.refresh} must be a list out of {', '.join(STORED)};"
+            " what is not stored is always made anew"
+        )
+    elif stages and set(refresh) - set(stages):
+        yield f"refresh={config.refresh} names a stage that stages={config.stages} does not run"
+
+
+def _names(value: Any) -> list[str] | None:
+    """The elements of a list of texts; None for anything else."""
+    if not isinstance(value, ListConfig | list | tuple):
+        return None
+    return [str(each) for each in value]
+
+
+def _imported_problems(config: DictConfig) -> list[Problem]:
+    path = config.inputs.calibration
+    if path is None or Path(path).is_file():
+        return []
+    text = f"inputs.calibration={path} is not a file; give the path of a calibration .npz"
+    return [Problem(text, InputError.exit_code)]
+
+
+def build_group(config: DictConfig, group: str) -> Any:
+    """The object of one config group. Raises ConfigError unless the node is what it should be."""
+    node = config[group]
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"={node} must be one of the group's options; see taqdit --help")
+    if bool(node.get("_partial_", False)) != (group in PARTIAL):
+        raise ConfigError(f"_partial_={node.get('_partial_')} must stay as the option has it")
+    built = build(node)
+    kind = KINDS.get(group)
+    if kind is not None and not isinstance(built, kind):
+        raise ConfigError(f"_target_={node._target_!r} gives no {kind.__name__}")
+    return built
 
 
 def _selection_problems(select: Any, schedule: Any) -> list[Problem]:
@@ -82,7 +146,7 @@ def _selection_problems(select: Any, schedule: Any) -> list[Problem]:
 def plan(config: DictConfig) -> Plan:
     """The objects of a composed configuration. Raises the error of all its problems."""
     raise_problems(check(config))
-    built = {group: build(config[group]) for group in GROUPS}
+    built = {group: build_group(config, group) for group in GROUPS}
     imported = config.inputs.calibration
     return Plan(
         config=plain(config),
@@ -99,7 +163,7 @@ def plan(config: DictConfig) -> Plan:
         preflight=config.preflight,
         export=config.calibration.export,
         allow_backend_change=config.allow_backend_change,
-        output_dir=Path(config.output_dir),
+        output_dir=Path(config.output_dir).resolve(),
         imported=None if imported is None else Path(imported),
     )
 

@@ -39,7 +39,13 @@ def compose_config(overrides: Sequence[str] = (), *, with_hydra: bool = False) -
 
 def hydra_complains(error: BaseException) -> bool:
     """Whether `error` is Hydra's or OmegaConf's complaint about a configuration."""
-    return type(error).__module__.split(".")[0] in ("hydra", "omegaconf", "yaml", "antlr4")
+    origins = [type(error).__module__]
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is not None and isinstance(error, ValueError):
+        origins.append(trace.tb_frame.f_globals.get("__name__", ""))
+    return any(name.split(".")[0] in ("hydra", "omegaconf", "yaml", "antlr4") for name in origins)
 
 
 def one_line(error: BaseException) -> str:

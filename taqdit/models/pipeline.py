@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from taqdit.backend import mx, nn
-from taqdit.errors import ConfigError
+from taqdit.errors import ConfigError, NumericError
 from taqdit.models.diffusionkit import ModelSamplingDiscreteFlow, dk
 from taqdit.models.modulation import AdaLNWeights, Modulation, adaln_parameters
 from taqdit.models.spec import ModelSpec
@@ -178,4 +178,9 @@ class PipelineModel:
         pixels = self.pipeline.decode_latents_to_image(
             decoded.astype(self.pipeline.activation_dtype)
         )
+        if not mx.isfinite(pixels).all().item():
+            raise NumericError(
+                "the VAE decoder gave NaN or Inf; try model.a16=false, a lower sampler.cfg_scale,"
+                " or sampler.images=false"
+            )
         return np.array((pixels * 255).astype(mx.uint8))  # truncated, as the library does

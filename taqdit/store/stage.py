@@ -8,11 +8,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from taqdit.errors import CorruptError, StorageError
 from taqdit.store import disk
 from taqdit.store.claim import claim
 from taqdit.store.digest import canonical_json, corrupt, read_stamped, sha256_file, stamp
-from taqdit.store.shard import verify_shard
+from taqdit.store.shard import Shard, read_shard, verify_shard, write_shard
 
 SCHEMA = 1
 _STAGE = "stage.json"
@@ -68,6 +70,26 @@ class Stage:
         stage._document()
         return stage
 
+    @classmethod
+    def set_aside(cls, root: Path, name: str, fingerprint: str) -> Path | None:
+        """Rename the stage's folder to `<folder>.replaced-<n>`; None if there is none.
+
+        Raises StorageError if another process is at work in it.
+        """
+        folder = _folder(root, name, fingerprint)
+        if not folder.exists():
+            return None
+        with claim(folder.with_name(f"{folder.name}.claim")) as mine:
+            if not mine or not _idle(folder):
+                raise StorageError(f"{folder} is in use by another process; wait for it to end")
+            target = next(
+                path
+                for n in count(1)
+                if not (path := folder.with_name(f"{folder.name}.replaced-{n}")).exists()
+            )
+            disk.move(folder, target)
+            return target
+
     def path(self, file_name: str) -> Path:
         """Where a file of the stage is, or is to be published."""
         return self.folder / file_name
@@ -77,6 +99,28 @@ class Stage:
         with disk.guarded("list", self.folder):
             names = [path.name for path in self.folder.iterdir() if path.suffix in _DATA]
         return sorted(n for n in names if n.endswith(suffix) and not n.startswith("."))
+
+    def write(
+        self,
+        file_name: str,
+        tensors: Mapping[str, np.ndarray],
+        *,
+        kind: str,
+        index: int | str,
+        metadata: Mapping[str, Any],
+    ) -> None:
+        """Publish a shard that says which stage and which unit it is."""
+        stamped = {**metadata, "stage": self.fingerprint}
+        write_shard(self.path(file_name), tensors, kind=kind, index=index, metadata=stamped)
+
+    def read(self, file_name: str, *, kind: str, index: int | str) -> Shard:
+        """A shard of this stage. CorruptError when it is damaged, or another's under its name."""
+        shard = read_shard(self.path(file_name), kind=kind)
+        found = shard.metadata.get("stage"), shard.metadata.get("index")
+        if found != (self.fingerprint, index):
+            whose = "another stage" if found[0] != self.fingerprint else f"unit {found[1]!r}"
+            raise corrupt(self.path(file_name), f"it belongs to {whose}")
+        return shard
 
     def admit(self, backend: Mapping[str, Any], *, allow_change: bool) -> None:
         """Ask leave to compute on this backend; call it before computing what is missing.
@@ -159,7 +203,11 @@ class Stage:
 
     def _found(self, inputs: Mapping[str, Any], backend: Mapping[str, Any]) -> None:
         if self.names():
-            raise corrupt(self.folder, f"it holds data but no {_STAGE}")
+            if self.path(_STAGE).exists():
+                return  # another process founded the stage meanwhile, and is at work
+            raise corrupt(
+                self.folder, f"it holds data but no {_STAGE}; refresh=[{self.name}] sets it aside"
+            )
         document = {
             "schema": SCHEMA,
             "stage": self.name,
@@ -203,6 +251,15 @@ class Stage:
 
 def _folder(root: Path, name: str, fingerprint: str) -> Path:
     return root / name / fingerprint[:12]
+
+
+def _idle(folder: Path) -> bool:
+    """Whether no living process holds a claim in the folder."""
+    for path in folder.glob("*.claim"):
+        with claim(path) as free:
+            if not free:
+                return False
+    return True
 
 
 def _among(backend: Mapping[str, Any], backends: Iterable[Mapping[str, Any]]) -> bool:

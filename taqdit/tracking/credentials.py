@@ -35,11 +35,6 @@ def resolve_mode(asked: str) -> str:
     return asked
 
 
-def key_configured() -> bool:
-    """True if a W&B key for the configured host is at hand."""
-    return _key_configured(_settings())
-
-
 def _key_configured(settings: dict[str, str]) -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True

@@ -17,7 +17,14 @@ SETTINGS = (*ANALYTIC, "model._target_=analytic.slow", "calibration.export=false
 def start(cwd):
     line, env = command(*SETTINGS)
     return subprocess.Popen(
-        line, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        line,
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a background shell without job control lets its children ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -36,6 +43,11 @@ def reference(tmp_path_factory):
     return tree(folder / "outputs" / "store")
 
 
+def records(folder):
+    """How many runs have come as far as their run.json: what follows is their work."""
+    return len(list(folder.glob("outputs/runs/*/*/run.json")))
+
+
 def wait_for(condition, process):
     """Wait until the condition holds or the process has ended."""
     while process.poll() is None and not condition():
@@ -44,10 +56,11 @@ def wait_for(condition, process):
 
 def kill_soon(folder, rng):
     """Start the run, kill it at a random moment of its work; whether it was killed."""
+    before = records(folder)
     process = start(folder)
-    wait_for(lambda: (folder / "outputs" / "store").exists(), process)
+    wait_for(lambda: records(folder) > before, process)
     try:
-        process.communicate(timeout=rng.uniform(0.0, 0.8))
+        process.communicate(timeout=rng.uniform(0.0, 0.5))
         return False
     except subprocess.TimeoutExpired:
         process.kill()

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from taqdit.models.spec import ModelSpec
+from taqdit.schedule import Schedule
 
-__all__ = ["gaussian", "poisoned", "slow"]
+__all__ = ["gaussian", "poisoned", "slow", "straight"]
 
 STD = 0.5
 TOKENS, TOKEN_WIDTH, POOLED = 4, 8, 6
@@ -79,7 +80,17 @@ class Analytic:
         return pixels.repeat(8, axis=1).repeat(8, axis=2)
 
 
-def _spec(source, latent_size):
+def straight(*, num_steps=30, shift=3.0):
+    """A schedule of the same name and settings with other sigmas."""
+
+    class Straight(Schedule):
+        def sigmas(self):
+            return np.linspace(1, 0, self.num_steps + 1, dtype=np.float32)
+
+    return Straight(num_steps, shift)
+
+
+def _spec(source, latent_size, **options):
     return ModelSpec(
         name="analytic",
         latent_shape=(*latent_size, 16),
@@ -89,6 +100,7 @@ def _spec(source, latent_size):
         hidden=1,
         source=source,
         token_width=TOKEN_WIDTH,
+        **options,
     )
 
 
@@ -96,7 +108,7 @@ def gaussian(
     *, local_ckpt=None, low_memory=False, use_t5=False, w16=False, a16=False, latent_size=(8, 8)
 ):
     """The ideal denoiser of Gaussian data."""
-    return _spec(Analytic(), latent_size)
+    return _spec(Analytic(), latent_size, use_t5=use_t5, w16=w16, a16=a16)
 
 
 def poisoned(

@@ -117,8 +117,8 @@ def _square(x: Array, y: Array) -> Array:
 
 
 def _diamond(x: Array, y: Array) -> Array:
-    reach = np.abs(x) / np.float32(0.66) + np.abs(y) / np.float32(1.05)
-    return (reach - np.float32(1)) * np.float32(0.56)
+    reach = np.abs(x) * np.float32(1 / 0.66) + np.abs(y) * np.float32(1 / 1.05)
+    return ((reach - 1) * 0.56).astype(np.float32)
 
 
 def _cross(x: Array, y: Array) -> Array:

@@ -1,0 +1,1 @@
+"""The training of the embedded model; needs torch (`uv run --extra train`)."""

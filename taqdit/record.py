@@ -1,0 +1,109 @@
+"""What a run leaves behind about itself: run.json, summary.json and its closing words."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from taqdit.plan import Plan
+from taqdit.preflight import size
+from taqdit.store import sha256_file
+from taqdit.tracking.secrets import mask_secrets
+
+PACKAGES = ("taqdit", "mlx", "diffusionkit", "numpy", "hydra-core", "omegaconf", "wandb")
+LATER = ("statistics", "analysis")  # configured, but no stage of this version computes them
+
+
+def run_record(
+    plan: Plan,
+    *,
+    run_id: str,
+    choices: Mapping[str, str],
+    folder: Path,
+    fingerprints: Mapping[str, str],
+    backend: Mapping[str, Any],
+) -> dict[str, Any]:
+    """run.json: everything that says what was run, and where its data are."""
+    imported = plan.imported
+    return {
+        "schema": 1,
+        "run_id": run_id,
+        "choices": dict(choices),
+        "config": mask_secrets(plan.config),
+        "prompts": list(plan.prompts.texts),
+        "prompt_seeds": list(plan.prompts.seeds),
+        "imported": imported and {"path": str(imported.resolve()), "sha256": sha256_file(imported)},
+        "store": relative(plan.output_dir / "store", folder),
+        "stages": dict(fingerprints),
+        "backend": dict(backend),
+        "versions": {name: version(name) for name in PACKAGES},
+        "python": sys.version.split()[0],
+    }
+
+
+def describe_calibration(points: Any) -> dict[str, Any]:
+    """Counts and steps of a calibration set, for summaries and artifacts."""
+    return {
+        "points": len(points),
+        "steps": [int(step) for step in points.steps],
+        "cfg_scale": float(points.cfg_scale),
+        "prompts": len(points.prompts),
+    }
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_mlx_memory() -> int:
+    """Most bytes that MLX's allocator held so far; unified memory on a Mac is counted here."""
+    from taqdit.backend import peak_memory as of_allocator
+
+    return of_allocator()
+
+
+def backend_words(backend: Mapping[str, Any]) -> str:
+    """The arithmetic in one line; where it matters, how to make it faster."""
+    words = (
+        f"mlx {backend['mlx']} on {backend['device']} ({backend['chip']}), BLAS {backend['blas']}"
+    )
+    if backend["blas"] == "bundled":
+        words += "; a faster one: README, 'Speed on Linux'"
+    return words
+
+
+def relative(path: Path, start: Path) -> str:
+    """`path` as seen from the folder `start`, so that outputs can be moved as a whole."""
+    return Path(os.path.relpath(path.resolve(), start.resolve())).as_posix()
+
+
+def closing_words(summary: Mapping[str, Any], folder: Path, tracked: str) -> str:
+    """What was made or reused, where, how long, peak memory."""
+    lines = []
+    for report in summary["stages"]:
+        words = f"{report['made']} made, {report['reused']} reused"
+        if report["moved_aside"]:
+            words += f", {len(report['moved_aside'])} corrupt moved aside and redone"
+        lines.append(f"{report['name']:<14}{words:<28} store/{report['folder']}")
+    if "calibration" in summary:
+        found = summary["calibration"]
+        lines.append(
+            f"{'calibration':<14}{found['points']} points at {len(found['steps'])} steps"
+            f"{' -> ' + found['npz'] if 'npz' in found else ''}"
+        )
+    if summary.get("figures"):
+        lines.append(f"{'figures':<14}{len(summary['figures'])} files in figures/")
+    lines.append(f"{'not computed':<14}{', '.join(summary['not_computed'])} (not in this version)")
+    if tracked:
+        lines.append(f"{'tracking':<14}{tracked}")
+    peak, mlx = (size(summary[f"peak_{key}_bytes"]) for key in ("memory", "mlx_memory"))
+    lines.append(f"{'run':<14}{folder}")
+    lines.append(f"{'':<14}{summary['seconds']:.1f} s, peak memory {peak} (MLX {mlx})")
+    return "\n".join(lines)
