@@ -155,6 +155,14 @@ def test_a_target_outside_the_options_is_refused(target):
         config.build({"_target_": target})
 
 
+def test_a_name_that_a_module_only_imported_is_refused(monkeypatch):
+    from taqdit import sampler
+
+    monkeypatch.setattr(sampler, "__all__", [*sampler.__all__, "require"])
+    with pytest.raises(ConfigError, match="not a public option function"):
+        config.build({"_target_": "taqdit.sampler.require"})
+
+
 def test_a_plugin_module_is_allowed_by_the_environment_alone(monkeypatch):
     node = {"_target_": "analytic.gaussian"}
     assert config.build(node).name == "analytic"

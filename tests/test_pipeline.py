@@ -93,13 +93,14 @@ def test_a_second_run_reuses_everything(taqdit, tmp_path):
 
 
 def test_more_trajectories_extend_the_stage(taqdit, tmp_path):
-    """From 4 to 6: the first shards stay; the result is what 6 at once would have given."""
-    summary_of(taqdit(*ANALYTIC, "sampler.num_trajectories=4"), tmp_path)
-    extended = summary_of(taqdit(*ANALYTIC), tmp_path)
-    assert [(s["made"], s["reused"]) for s in extended["stages"]] == [(2, 5), (2, 4)]
+    """From 8 to 16: the first 8 stay; the result is what 16 at once would have given."""
+    eight, sixteen = ((*ANALYTIC, f"sampler.num_trajectories={n}") for n in (8, 16))
+    summary_of(taqdit(*eight), tmp_path)
+    extended = summary_of(taqdit(*sixteen), tmp_path)
+    assert [(s["made"], s["reused"]) for s in extended["stages"]] == [(8, 9), (8, 8)]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    summary_of(taqdit(*ANALYTIC, cwd=elsewhere), elsewhere)
+    summary_of(taqdit(*sixteen, cwd=elsewhere), elsewhere)
     assert tree(tmp_path / "outputs" / "store") == tree(elsewhere / "outputs" / "store")
 
 
@@ -183,6 +184,25 @@ def test_preflight_only_writes_nothing_into_the_store(taqdit, tmp_path):
     assert f"({latents + pictures + rows + npz:,} bytes)" in done.stderr
     assert "3,200 of 16 rows" in done.stderr
     assert not (tmp_path / "outputs" / "store").exists()
+
+
+def test_the_dry_run_exports_forty_points(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = ["tracking=none", "plots=none", "sampler.images=false"]
+    run = package.launch(["experiment=dry_run", *quick])
+    with np.load(run.folder / "calibration.npz", allow_pickle=False) as npz:
+        shapes = {key: (npz[key].shape, npz[key].dtype.str) for key in npz}
+    assert shapes == {
+        "xs": ((40, 8, 8, 16), "<f4"),
+        "ts": ((40,), "<f2"),
+        "prompt_indices": ((40,), "<i4"),
+        "cs": ((8, 2, 32, 4096), "<f2"),
+        "cs_pooled": ((8, 2, 160), "<f2"),
+        "prompts": ((8,), shapes["prompts"][1]),
+        "cfg_scale": ((), "<f4"),
+    }
+    assert shapes["prompts"][1].startswith("<U")
+    assert run.summary["calibration"]["steps"] == [0, 4, 9, 14, 19]
 
 
 def test_the_paper_recipe_without_weights_says_how_to_get_them(taqdit, tmp_path):
