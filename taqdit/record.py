@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,17 @@ def run_record(
         "store": relative(plan.output_dir / "store", folder),
         "stages": dict(fingerprints),
         "backend": dict(backend),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: installed(name) for name in PACKAGES},
         "python": sys.version.split()[0],
     }
+
+
+def installed(package: str) -> str | None:
+    """Version of an installed package; None where it is missing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def describe_calibration(points: Any) -> dict[str, Any]:
