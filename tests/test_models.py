@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from taqdit.backend import mx
-from taqdit.errors import ConfigError
+from taqdit.errors import ConfigError, NumericError
 from taqdit.models.diffusionkit import dk
 from taqdit.models.options import tiny
 from taqdit.schedule import flow
@@ -198,6 +198,12 @@ def test_decode_equals_the_librarys_picture(model):
         out = model.pipeline.latent_format.process_out(latents[row : row + 1])
         decoded = np.array(model.pipeline.decode_latents_to_image(out))
         assert np.array_equal(pictures[row], (decoded[0] * 255).astype(np.uint8))
+
+
+def test_a_picture_of_nan_is_refused(model):
+    latent = mx.full((1, 8, 8, 16), 3e38)
+    with pytest.raises(NumericError, match="VAE decoder gave NaN or Inf"):
+        model.decode(latent)
 
 
 def test_released_encoders_come_back(model):

@@ -160,6 +160,7 @@ def test_a_stage_is_not_continued_on_another_backend(taqdit, tmp_path):
     path.write_text(json.dumps(stamp(document)))
     reused = taqdit(*ANALYTIC, "sampler.num_trajectories=4")
     assert "0.0.1" in summary_of(reused, tmp_path)["stages"][1]["note"]
+    assert "made on (" in reused.stderr
     refused = taqdit(*ANALYTIC)
     assert refused.returncode == 4
     assert "allow_backend_change=true" in refused.stderr

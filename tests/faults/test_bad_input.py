@@ -158,6 +158,24 @@ def test_a_corrupt_shard_is_named_moved_aside_and_redone(taqdit, tmp_path):
     assert "1 made, 5 reused" in done.stdout
 
 
+def test_a_change_of_folder_by_hydra_is_refused(taqdit, tmp_path):
+    done = taqdit(*ANALYTIC, "hydra.job.chdir=true")
+    assert done.returncode == 2
+    assert "hydra.job.chdir" in done.stderr
+    assert not list(tmp_path.glob("**/store"))
+
+
+def test_a_run_without_room_for_its_figures_still_leaves_a_summary(taqdit, tmp_path):
+    """The figures find no room: exit 4, and the summary says so."""
+    settings = [s for s in ANALYTIC if s != "plots=none"]
+    done = taqdit(*settings, TAQDIT_TEST_FULL_AT="latent_curves.png")
+    assert done.returncode == 4
+    (summary,) = tmp_path.glob("outputs/runs/*/*/summary.json")
+    found = json.loads(summary.read_text())
+    assert found["status"] == "failed"
+    assert "No space left" in found["error"]
+
+
 def test_an_output_folder_that_cannot_be(taqdit, tmp_path):
     (tmp_path / "file").write_text("")
     done = taqdit(*ANALYTIC, f"output_dir={tmp_path / 'file' / 'x'}")
