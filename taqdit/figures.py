@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taqdit import plots
 from taqdit.calibration import selections
 from taqdit.latents import LatentStatistics, latent_statistics
 from taqdit.plan import Plan
+from taqdit.plots.latents import image_grid, latent_curves, selection_strip
+from taqdit.plots.style import save
 from taqdit.store import make_folder
 from taqdit.tracking import Tracker
 from taqdit.trajectory import TrajectorySet
@@ -40,7 +41,7 @@ def draw(plan: Plan, trajectories: TrajectorySet, folder: Path, tracker: Tracker
     made: list[Path] = []
     make_folder(folder / "figures")
     for name, (figure, table) in drawn.items():
-        files = plots.save(figure, folder / "figures", name, table, formats=plan.plots.formats)
+        files = save(figure, folder / "figures", name, table, formats=plan.plots.formats)
         tracker.image(f"figures/{name}", files[0])
         made += files
     return made
@@ -82,9 +83,7 @@ def _curves(
 ) -> Drawing:
     sigmas = trajectories.sigmas
     used = sorted({step for steps in chosen for step in steps})
-    figure = plots.latent_curves(
-        sigmas, found.mean, found.std, found.low, found.high, selected=used
-    )
+    figure = latent_curves(sigmas, found.mean, found.std, found.low, found.high, selected=used)
     table = {
         "step": np.arange(len(sigmas)),
         "sigma": sigmas,
@@ -98,7 +97,7 @@ def _curves(
 
 
 def _strip(trajectories: TrajectorySet, chosen: list[list[int]]) -> Drawing:
-    figure = plots.selection_strip(trajectories.sigmas, chosen)
+    figure = selection_strip(trajectories.sigmas, chosen)
     pairs = [(index, step) for index, steps in enumerate(chosen) for step in steps]
     table = {
         "trajectory": [index for index, _ in pairs],
@@ -112,4 +111,4 @@ def _grid(trajectories: TrajectorySet) -> Drawing:
     indices = range(min(len(trajectories), MOST_PICTURES))
     texts = [trajectories.prompts.text(index) for index in indices]
     images = np.stack([trajectories.picture(index) for index in indices])
-    return plots.image_grid(images, texts), {"trajectory": list(indices), "prompt": texts}
+    return image_grid(images, texts), {"trajectory": list(indices), "prompt": texts}

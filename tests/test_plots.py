@@ -14,6 +14,7 @@ from PIL import Image
 
 from taqdit import plots
 from taqdit.errors import StorageError
+from taqdit.plots import latents, style
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_STEPS = 20
@@ -26,7 +27,7 @@ SELECTED = [0, 5, 10, 19]
 
 def curves(**changes):
     values = {"mean": MEAN, "std": STD, "low": LOW, "high": HIGH, "selected": SELECTED} | changes
-    return plots.latent_curves(SIGMAS, **values)
+    return latents.latent_curves(SIGMAS, **values)
 
 
 def by_label(figure):
@@ -100,7 +101,7 @@ def test_series_differ_in_colour_and_in_line_style():
     names = ("mean", "max", "min")
     assert len({lines[name].get_color() for name in names}) == 3
     assert len({lines[name].get_linestyle() for name in names}) == 3
-    for colour in (plots.BLUE, plots.VERMILLION, plots.GREEN, plots.PURPLE):
+    for colour in (style.BLUE, style.VERMILLION, style.GREEN, style.PURPLE):
         assert colour.lower() in {"#0072b2", "#d55e00", "#009e73", "#cc79a7"}  # Okabe-Ito
 
 
@@ -111,7 +112,7 @@ def test_columns_of_unequal_length_are_refused():
 
 def test_the_grid_shows_every_image_above_its_own_caption():
     images, captions = pictures(6), [f"caption {i}" for i in range(6)]
-    figure = plots.image_grid(images, captions, columns=4)
+    figure = latents.image_grid(images, captions, columns=4)
     assert len(figure.axes) == 6
     for axis, image, caption in zip(figure.axes, images, captions, strict=True):
         assert np.array_equal(axis.get_images()[0].get_array(), image)
@@ -125,7 +126,7 @@ def test_the_grid_shows_every_image_above_its_own_caption():
 @pytest.mark.parametrize("count", [1, 3, 16, 20])
 def test_captions_are_whole_and_overlap_nothing(count):
     long = "two wide mauve hexagons mirrored in a swimming pool with many more words " * 3
-    figure = plots.image_grid(pictures(count), [long] * count)
+    figure = latents.image_grid(pictures(count), [long] * count)
     renderer = drawn(figure)
     width, height = figure.get_size_inches() * figure.dpi
     texts = [axis.xaxis.label.get_window_extent(renderer) for axis in figure.axes]
@@ -138,13 +139,13 @@ def test_captions_are_whole_and_overlap_nothing(count):
 
 
 def test_captions_are_text_not_formulas():
-    figure = plots.image_grid(pictures(1), [r"$\oops$ & <b>"])
+    figure = latents.image_grid(pictures(1), [r"$\oops$ & <b>"])
     drawn(figure)  # as a formula this is a syntax error
     assert figure.axes[0].get_xlabel() == r"$\oops$ & <b>"
 
 
 def test_long_captions_wrap_at_words_and_end_in_an_ellipsis():
-    figure = plots.image_grid(pictures(4), ["word " * 100] * 4)
+    figure = latents.image_grid(pictures(4), ["word " * 100] * 4)
     lines = figure.axes[0].get_xlabel().split("\n")
     assert len(lines) == 4
     assert lines[-1].endswith("…")
@@ -152,7 +153,7 @@ def test_long_captions_wrap_at_words_and_end_in_an_ellipsis():
 
 
 def test_a_shared_selection_is_one_row():
-    by_step, by_sigma = plots.selection_strip(SIGMAS, [SELECTED] * 16).axes
+    by_step, by_sigma = latents.selection_strip(SIGMAS, [SELECTED] * 16).axes
     cells = by_step.get_images()[0].get_array()
     assert cells.shape == (1, NUM_STEPS)
     assert np.flatnonzero(cells[0]).tolist() == SELECTED
@@ -162,7 +163,7 @@ def test_a_shared_selection_is_one_row():
 
 def test_different_selections_are_one_row_each_and_counted_per_sigma():
     steps = [[0, 5, 19], [1, 5, 19], [2, 5, 19]]
-    by_step, by_sigma = plots.selection_strip(SIGMAS, steps).axes
+    by_step, by_sigma = latents.selection_strip(SIGMAS, steps).axes
     cells = by_step.get_images()[0].get_array()
     assert [np.flatnonzero(row).tolist() for row in cells] == steps
     heights = {x: top for (x, _), (_, top) in by_sigma.collections[0].get_segments()}
@@ -170,21 +171,21 @@ def test_different_selections_are_one_row_each_and_counted_per_sigma():
 
 
 def test_the_first_trajectory_is_the_top_row():
-    by_step, _ = plots.selection_strip(SIGMAS, [[0], [1]]).axes
+    by_step, _ = latents.selection_strip(SIGMAS, [[0], [1]]).axes
     bottom, top = by_step.get_ylim()
     assert bottom > top
 
 
 def test_a_step_outside_the_trajectory_is_refused():
     with pytest.raises(IndexError):
-        plots.selection_strip(SIGMAS, [[0, NUM_STEPS]])
+        latents.selection_strip(SIGMAS, [[0, NUM_STEPS]])
     with pytest.raises(ValueError, match="at least one trajectory"):
-        plots.selection_strip(SIGMAS, [])
+        latents.selection_strip(SIGMAS, [])
 
 
 def test_save_writes_picture_vector_and_the_numbers(tmp_path):
     table = {"step": np.arange(3), "sigma": np.float32([1, 0.1, 0]), "text": ["a,b", "=1+1", "ü"]}
-    made = plots.save(curves(), tmp_path, "latents", table)
+    made = style.save(curves(), tmp_path, "latents", table)
     assert [path.name for path in made] == ["latents.png", "latents.svg", "latents.csv"]
     with Image.open(made[0]) as picture:
         assert picture.size[0] == 660  # 3.3 inches at 200 dpi
@@ -198,7 +199,7 @@ def test_save_writes_picture_vector_and_the_numbers(tmp_path):
 
 
 def test_csv_numbers_read_back_exactly(tmp_path):
-    *_, path = plots.save(curves(), tmp_path, "x", {"mean": MEAN, "std": STD}, formats=())
+    *_, path = style.save(curves(), tmp_path, "x", {"mean": MEAN, "std": STD}, formats=())
     back = np.genfromtxt(path, delimiter=",", names=True)
     assert np.array_equal(back["mean"], MEAN)
     assert np.array_equal(back["std"], STD)
@@ -206,21 +207,21 @@ def test_csv_numbers_read_back_exactly(tmp_path):
 
 def test_a_full_disk_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError):
-        plots.save(curves(), tmp_path / "missing", "x", {"mean": MEAN})
+        style.save(curves(), tmp_path / "missing", "x", {"mean": MEAN})
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
 import numpy as np
-from taqdit import plots
+from taqdit.plots import latents, style
 sigmas = np.linspace(1, 0, 11)
 out = Path(sys.argv[1])
 values = [sigmas * k for k in (1, 2, 3, 4)]
-plots.save(plots.latent_curves(sigmas, *values, selected=[0, 4]), out, "curves", {"s": sigmas})
-plots.save(plots.selection_strip(sigmas, [[0, 2], [1, 3]]), out, "strip", {"s": sigmas})
+style.save(latents.latent_curves(sigmas, *values, selected=[0, 4]), out, "curves", {"s": sigmas})
+style.save(latents.selection_strip(sigmas, [[0, 2], [1, 3]]), out, "strip", {"s": sigmas})
 images = (np.arange(2 * 64 * 64 * 3) % 255).astype(np.uint8).reshape(2, 64, 64, 3)
-plots.save(plots.image_grid(images, ["a", "b"]), out, "grid", {"s": sigmas})
+style.save(latents.image_grid(images, ["a", "b"]), out, "grid", {"s": sigmas})
 print("matplotlib.pyplot" in sys.modules)
 """
 
@@ -265,7 +266,7 @@ def test_options():
     assert plots.none().figures == ()
     assert set(plots.minimal().figures) < set(plots.paper().figures) == set(plots.FIGURES)
     assert plots.paper(layers=["mm_00_img"]).layers == ("mm_00_img",)
-    assert all(callable(getattr(plots, name)) for name in plots.FIGURES)
+    assert all(callable(getattr(latents, name)) for name in plots.FIGURES)
 
 
 OPTIONS = sorted((ROOT / "conf" / "plots").glob("*.yaml"))

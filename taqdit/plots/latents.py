@@ -1,65 +1,36 @@
-"""One function per figure: takes a table, returns a Figure. Config group `plots`.
+"""Figures of the latents, the pictures and the selected timesteps.
 
-Importing this module is light: matplotlib is imported by the functions that draw, pyplot never.
 Shapes: a trajectory of n model evaluations has n + 1 latents, sigmas run from 1 (noise) to 0.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import warnings
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from taqdit import store
+from taqdit.plots.style import (
+    BLUE,
+    COLUMN,
+    GREEN,
+    GREY,
+    PAGE,
+    PURPLE,
+    VERMILLION,
+    integer_ticks,
+    new_figure,
+    same_length,
+    sigma_axis,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["PlotOptions", "minimal", "none", "paper"]
-
-FIGURES = ("latent_curves", "image_grid", "selection_strip")
 Steps = Sequence[int] | np.ndarray
-COLUMN, PAGE = 3.3, 6.9  # widths in inches
-BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#e3e3e3"
-_STYLE = Path(__file__).with_name("paper.mplstyle")
-_METADATA: dict[str, dict[str, Any]] = {
-    "png": {"Software": None},
-    "svg": {"Date": None, "Creator": None},
-}
-
-
-@dataclass(frozen=True)
-class PlotOptions:
-    """Which figures a run draws, of which layers (None: all), in which file formats."""
-
-    figures: tuple[str, ...]
-    layers: tuple[str, ...] | None
-    formats: tuple[str, ...]
-
-
-def paper(*, layers: Sequence[str] | None = None) -> PlotOptions:
-    """Every figure as PNG and SVG."""
-    return PlotOptions(FIGURES, _layers(layers), ("png", "svg"))
-
-
-def minimal(*, layers: Sequence[str] | None = None) -> PlotOptions:
-    """The latent curves and the images, as PNG."""
-    return PlotOptions(("latent_curves", "image_grid"), _layers(layers), ("png",))
-
-
-def none(*, layers: Sequence[str] | None = None) -> PlotOptions:
-    """No figure."""
-    return PlotOptions((), _layers(layers), ())
 
 
 def latent_curves(
@@ -75,9 +46,9 @@ def latent_curves(
 
     All arrays are (n + 1,); `selected` are the steps that become calibration points.
     """
-    _same_length(sigmas=sigmas, mean=mean, std=std, low=low, high=high)
-    with _style():
-        figure = _figure(COLUMN, 3.6)
+    same_length(sigmas=sigmas, mean=mean, std=std, low=low, high=high)
+    with style():
+        figure = new_figure(COLUMN, 3.6)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         upper.fill_between(
             sigmas, mean - std, mean + std, color=BLUE, alpha=0.2, lw=0, label="mean ± std"
@@ -90,7 +61,7 @@ def latent_curves(
         lower.set_ylabel("latent std")
         lower.set_ylim(bottom=0)
         _mark_selected(lower, sigmas[np.asarray(selected, dtype=int)])
-        _sigma_axis(lower)
+        sigma_axis(lower)
         _step_ticks_on_top(upper, sigmas)
         figure.legend(loc="outside upper center", ncols=3)
     return figure
@@ -100,15 +71,15 @@ def image_grid(
     images: np.ndarray, captions: Sequence[str], *, columns: int | None = None
 ) -> Figure:
     """The images (N, H, W, 3) uint8 in reading order, each above its caption."""
-    _same_length(images=images, captions=captions)
+    same_length(images=images, captions=captions)
     columns = columns or min(len(images), 4 if len(images) <= 16 else 5 if len(images) <= 25 else 6)
     each, gap, size = PAGE / max(columns, 4), 0.08, 7.0
     texts = [_wrapped(text, width=72 * (each - gap), size=size) for text in captions]
     tall = (each - gap) * images.shape[1] / images.shape[2]
     below = 0.12 * max(text.count("\n") + 1 for text in texts) + 0.16
     width, height = each * columns, (tall + below) * -(-len(images) // columns) + gap
-    with _style():
-        figure = _figure(width, height)
+    with style():
+        figure = new_figure(width, height)
         figure.set_layout_engine("none")  # placed by hand: every picture alike, no caption cut
         for i, (image, text) in enumerate(zip(images, texts, strict=True)):
             x = (i % columns) * each + gap / 2
@@ -131,8 +102,8 @@ def selection_strip(sigmas: np.ndarray, steps_per_trajectory: Sequence[Steps]) -
     alike = bool((chosen == chosen[0]).all())
     rows = chosen[:1] if alike else chosen
     tall = 0.3 if alike else min(2.6, 0.3 + 0.13 * len(rows))
-    with _style():
-        figure = _figure(PAGE, tall + 1.6)
+    with style():
+        figure = new_figure(PAGE, tall + 1.6)
         by_step, by_sigma = figure.subplots(2, 1, height_ratios=(tall, 0.5))
         _draw_cells(by_step, rows)
         if alike:
@@ -141,57 +112,11 @@ def selection_strip(sigmas: np.ndarray, steps_per_trajectory: Sequence[Steps]) -
         used = np.flatnonzero(counts)
         by_sigma.vlines(sigmas[used], 0, counts[used], color=BLUE, lw=1.2)
         by_sigma.set(ylabel="points", ylim=(0, 1.1 * counts.max()))
-        _integer_ticks(by_sigma.yaxis, 3)
-        _sigma_axis(by_sigma)
+        integer_ticks(by_sigma.yaxis, 3)
+        sigma_axis(by_sigma)
         made = f"{counts.sum():,} points from {len(chosen):,} trajectories"
         by_step.set_title(f"{made}, {len(used)} of {len(counts)} steps used", loc="left")
     return figure
-
-
-def save(
-    figure: Figure,
-    folder: Path,
-    name: str,
-    table: Mapping[str, Any],
-    *,
-    formats: Sequence[str] = ("png", "svg"),
-) -> list[Path]:
-    """Publishes <folder>/<name>.png, .svg and .csv: the figure and the numbers drawn in it.
-
-    `table` maps column names to columns of equal length. Same figure, same bytes. Returns the
-    paths. Raises StorageError if the disk does not take them.
-    """
-    made = []
-    for kind in formats:
-        buffer = io.BytesIO()
-        with _style(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # the CSV has the text
-            figure.savefig(buffer, format=kind, metadata=_METADATA.get(kind))
-        made.append(folder / f"{name}.{kind}")
-        store.publish_bytes(made[-1], buffer.getvalue())
-    made.append(folder / f"{name}.csv")
-    store.publish_bytes(made[-1], _csv(table).encode())
-    return made
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """paper.mplstyle on matplotlib's own defaults: nobody's matplotlibrc changes a figure."""
-    from matplotlib import style
-
-    with style.context(_STYLE, after_reset=True):
-        yield
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height))
-
-
-def _sigma_axis(axis: Axes) -> None:
-    axis.set_xlim(1.02, -0.02)
-    axis.set_xlabel("sigma (noise → image)")
 
 
 def _step_ticks_on_top(axis: Axes, sigmas: np.ndarray) -> None:
@@ -233,14 +158,8 @@ def _draw_cells(axis: Axes, rows: np.ndarray) -> None:
         axis.grid(which="minor", color="white", lw=0.5)
         axis.tick_params(which="minor", length=0)
     axis.set(xlabel="step", ylabel="trajectory")
-    _integer_ticks(axis.xaxis, 10)
-    _integer_ticks(axis.yaxis, 8)
-
-
-def _integer_ticks(axis: Axis, most: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(most, integer=True))
+    integer_ticks(axis.xaxis, 10)
+    integer_ticks(axis.yaxis, 8)
 
 
 def _wrapped(caption: str, *, width: float, size: float, lines: int = 4) -> str:
@@ -269,29 +188,3 @@ def _wrapped(caption: str, *, width: float, size: float, lines: int = 4) -> str:
         kept = made[-1][: room(made[-1] + " …") - 2]
         made[-1] = (kept if kept == made[-1] else kept.rsplit(" ", 1)[0].rstrip()) + " …"
     return "\n".join(made[1:])
-
-
-def _csv(table: Mapping[str, Any]) -> str:
-    _same_length(**table)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table)
-    writer.writerows([_cell(value) for value in row] for row in zip(*table.values(), strict=True))
-    return text.getvalue()
-
-
-def _cell(value: Any) -> str:
-    """Shortest text that reads back as the same number; no text that a spreadsheet would run."""
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value
-    return str(value)
-
-
-def _same_length(**columns: Sized) -> None:
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1 or not all(lengths.values()):
-        raise ValueError(f"columns must be equally long and not empty, not {lengths}")
-
-
-def _layers(layers: Sequence[str] | None) -> tuple[str, ...] | None:
-    return None if layers is None else tuple(layers)

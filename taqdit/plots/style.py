@@ -1,0 +1,104 @@
+"""How every figure looks, and how one is saved: style sheet, sizes, axes, PNG, SVG and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taqdit import store
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.3, 6.9  # widths in inches
+BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#e3e3e3"
+_STYLE = Path(__file__).with_name("paper.mplstyle")
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+}
+
+
+def save(
+    figure: Figure,
+    folder: Path,
+    name: str,
+    table: Mapping[str, Any],
+    *,
+    formats: Sequence[str] = ("png", "svg"),
+) -> list[Path]:
+    """Publishes <folder>/<name>.png, .svg and .csv: the figure and the numbers drawn in it.
+
+    `table` maps column names to columns of equal length. Same figure, same bytes. Returns the
+    paths. Raises StorageError if the disk does not take them.
+    """
+    made = []
+    for kind in formats:
+        buffer = io.BytesIO()
+        with style(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # the CSV has the text
+            figure.savefig(buffer, format=kind, metadata=_METADATA.get(kind))
+        made.append(folder / f"{name}.{kind}")
+        store.publish_bytes(made[-1], buffer.getvalue())
+    made.append(folder / f"{name}.csv")
+    store.publish_bytes(made[-1], _csv(table).encode())
+    return made
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """paper.mplstyle on matplotlib's own defaults: nobody's matplotlibrc changes a figure."""
+    from matplotlib import style
+
+    with style.context(_STYLE, after_reset=True):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, sizes in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def sigma_axis(axis: Axes) -> None:
+    """x from noise (sigma 1, left) to image (0, right)."""
+    axis.set_xlim(1.02, -0.02)
+    axis.set_xlabel("sigma (noise → image)")
+
+
+def integer_ticks(axis: Axis, most: int) -> None:
+    """At most so many ticks, on whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(most, integer=True))
+
+
+def _csv(table: Mapping[str, Any]) -> str:
+    same_length(**table)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table)
+    writer.writerows([_cell(value) for value in row] for row in zip(*table.values(), strict=True))
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    """Shortest text that reads back as the same number; no text that a spreadsheet would run."""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value
+    return str(value)
+
+
+def same_length(**columns: Sized) -> None:
+    """Raise ValueError unless the columns are equally long and not empty."""
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1 or not all(lengths.values()):
+        raise ValueError(f"columns must be equally long and not empty, not {lengths}")
