@@ -4,6 +4,7 @@
     run = taqdit.launch(["experiment=dry_run"])
     points = run.calibration()
     points[0].latent, points[0].step, points[0].prompt
+    run.statistics().overview().absmax
 
 Importing the package is light; each name loads what it needs when it is first used.
 """
@@ -13,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taqdit.calibration import CalibrationSet
+    from taqdit.exports import Statistics
     from taqdit.runs import Run, launch, open_run
 
 __version__ = "0.1.0"
-__all__ = ["CalibrationSet", "Run", "__version__", "launch", "open_run"]
+__all__ = ["CalibrationSet", "Run", "Statistics", "__version__", "launch", "open_run"]
 
 _HOMES = {
     "CalibrationSet": "taqdit.calibration",
     "Run": "taqdit.runs",
+    "Statistics": "taqdit.exports",
     "launch": "taqdit.runs",
     "open_run": "taqdit.runs",
 }

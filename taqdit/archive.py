@@ -1,6 +1,6 @@
 """The directory and the bytes of a zip file that someone else made.
 
-Nothing is decompressed before the directory is known to be small, to list the expected members
+Nothing is decompressed before the directory is known to be small, to list members as expected,
 once each, apart from each other, and to keep inside a budget.
 """
 
@@ -9,14 +9,15 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 CHUNK = 2**20
-MAX_DIRECTORY = 2**16
+MEMBERS, MEMBER_ENTRY = 64, 2**10  # members, and bytes of the directory for each, at most
 FREE_EXPANSION, MAX_RATIO = 2**24, 20  # a compressed member may grow to 16 MiB, or 20-fold
+FREE_TOGETHER = 2**27  # all compressed members together may grow to 128 MiB, or 20-fold
 MAX_EXPANDED = 2**32  # bytes of all compressed members together, held in memory
 _FLAGS = 0x80E  # deflate options, data descriptor, UTF-8 names: nothing that changes the bytes
 
@@ -37,16 +38,42 @@ class Entry(NamedTuple):
 
 def directory(file: BinaryIO, names: Collection[str]) -> dict[str, Entry]:
     """The zip directory, if it lists exactly `names`, apart from each other. Raises Refusal."""
-    end = _directory_start(file)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            infos = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
-        raise Refusal(f"its zip directory is damaged ({error})") from error
+    infos, end = _listing(file, MEMBERS)
     listed = [info.orig_filename for info in infos]
     if sorted(listed) != sorted(names):
         found = ", ".join(repr(name[:40]) for name in listed[:12])
         raise Refusal(f"its members are {found}; expected {', '.join(names)}, each once")
+    return _entries(file, infos, end)
+
+
+def open_directory(file: BinaryIO, accepts: Callable[[str], bool], most: int) -> dict[str, Entry]:
+    """The zip directory, if it lists at most `most` members, each once, all of accepted names.
+
+    They lie apart from each other. Raises Refusal.
+    """
+    infos, end = _listing(file, most)
+    seen: set[str] = set()
+    for info in infos:
+        name = info.orig_filename
+        if name in seen or not accepts(name):
+            why = "there twice" if name in seen else "none that is expected"
+            raise Refusal(f"its member {name[:60]!r} is {why}")
+        seen.add(name)
+    return _entries(file, infos, end)
+
+
+def _listing(file: BinaryIO, most: int) -> tuple[list[zipfile.ZipInfo], int]:
+    """What the directory says of its members, and where it begins."""
+    end = _directory_start(file, most)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.infolist(), end
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
+        raise Refusal(f"its zip directory is damaged ({error})") from error
+
+
+def _entries(file: BinaryIO, infos: Sequence[zipfile.ZipInfo], end: int) -> dict[str, Entry]:
+    """Where the members lie: apart from each other, before `end`, within the budget."""
     entries = {info.orig_filename: _entry(file, info) for info in infos}
     edge = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
@@ -54,12 +81,24 @@ def directory(file: BinaryIO, names: Collection[str]) -> dict[str, Entry]:
         if info.header_offset < edge or entry.start + entry.packed > end:
             raise Refusal("its members overlap each other or the directory")
         edge = entry.start + entry.packed
-    if sum(entry.size for entry in entries.values() if entry.deflated) > MAX_EXPANDED:
-        raise Refusal("it is compressed and too large for that; save it with numpy.savez")
+    _require_budget([entry for entry in entries.values() if entry.deflated])
     return entries
 
 
-def _directory_start(file: BinaryIO) -> int:
+def _require_budget(deflated: Sequence[Entry]) -> None:
+    """Refuse compressed members that are too large together."""
+    packed = sum(entry.packed for entry in deflated)
+    size = sum(entry.size for entry in deflated)
+    if size > MAX_EXPANDED:
+        raise Refusal("it is compressed and too large for that; save it with numpy.savez")
+    if size > max(FREE_TOGETHER, MAX_RATIO * packed):
+        raise Refusal(
+            f"it would expand from {packed:,} to {size:,} bytes; if you trust it, save it"
+            " uncompressed with numpy.savez"
+        )
+
+
+def _directory_start(file: BinaryIO, most: int) -> int:
     """Where the zip directory begins, once it is known to be small and to end the file."""
     size = file.seek(0, 2)
     file.seek(max(0, size - 98))
@@ -74,9 +113,21 @@ def _directory_start(file: BinaryIO) -> int:
             raise Refusal("its zip64 directory is damaged")
         count, length, start = struct.unpack("<QQQ", tail[32:56])
         end = size - 98
-    if count > 64 or length > MAX_DIRECTORY or start + length != end:
+    small = count <= most and length <= most * MEMBER_ENTRY
+    if not small or start + length != end or not _holds(file, start, length, count):
         raise Refusal(f"its zip directory lists {count} members in {length} bytes")
     return int(start)
+
+
+def _holds(file: BinaryIO, start: int, length: int, count: int) -> bool:
+    """Whether the directory consists of `count` entries: zipfile reads all, whatever the count."""
+    file.seek(start)
+    data = file.read(length)
+    at = found = 0
+    while at + 46 <= length and found < count:
+        at += 46 + sum(struct.unpack_from("<HHH", data, at + 28))
+        found += 1
+    return found == count and at == length
 
 
 def _entry(file: BinaryIO, info: zipfile.ZipInfo) -> Entry:

@@ -83,6 +83,7 @@ __all__ = [
     "describe",
     "mx",
     "nn",
+    "on_cpu",
     "peak_memory",
     "reset_peak_memory",
     "threads",
@@ -100,6 +101,11 @@ def describe() -> dict[str, str]:
         "blas": _blas,
         "platform": f"{platform.system()} {platform.machine()}".lower(),
     }
+
+
+def on_cpu() -> bool:
+    """Whether MLX computes on the CPU, so that the host reads its arrays without a copy."""
+    return bool(mx.default_device() == mx.Device(mx.cpu))
 
 
 def peak_memory() -> int:

@@ -1,24 +1,35 @@
 """Arrays in a zip (`.npz`): streamed out member by member, and read without trusting the file.
 
-Reading checks the zip directory and every array header against a schema before anything is
-decompressed or mapped; then checksums and values. No pickle is ever loaded.
+Its members are known by name (`read`), or judged by their names (`read_open`). Reading checks the
+zip directory and every array header against a schema before anything is decompressed or mapped;
+then checksums and values. No pickle is ever loaded.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from taqdit.archive import CHUNK, Entry, Refusal, directory, inflate, inflated
+from taqdit.archive import (
+    CHUNK,
+    Entry,
+    Refusal,
+    directory,
+    inflate,
+    inflated,
+    open_directory,
+)
 from taqdit.errors import InputError
 from taqdit.store import publish
 
@@ -46,13 +57,15 @@ class Member:
 
 @dataclass(frozen=True)
 class Field:
-    """What a member must be: a dtype ('<U' is text of any width) and a shape.
+    """What a member must be: a dtype, or several apart by spaces ('<U' is text of any width), and
+    a shape, or with `or_scalar` a single number.
 
     A word in the shape is a length that is the same wherever the word stands.
     """
 
     dtype: str
     shape: tuple[int | str, ...]
+    or_scalar: bool = False
 
 
 def write(path: Path, members: Sequence[Member]) -> None:
@@ -99,24 +112,58 @@ def read(
     checksum holds. Raises InputError; work and memory stay small unless the file is good.
     """
     with _opened(path) as file:
+        found = directory(file, [f"{name}.npy" for name in schema])
+        return _arrays(file, {name: found[f"{name}.npy"] for name in schema}, schema, limits)
+
+
+def read_open(
+    path: Path, field: Callable[[str], Field | None], limits: Mapping[str, int], *, most: int
+) -> dict[str, np.ndarray]:
+    """The arrays of an .npz with at most `most` members, each once, all of names for which `field`
+    tells what they must be (None: there must be no such member). Otherwise as `read`."""
+    schema: dict[str, Field] = {}
+
+    def accepts(member: str) -> bool:
+        name = member.removesuffix(".npy")
+        found = field(name) if name != member else None
+        if found is not None:
+            schema[name] = found
+        return found is not None
+
+    with _opened(path) as file:
+        found = open_directory(file, accepts, most)
+        return _arrays(file, {name: found[f"{name}.npy"] for name in schema}, schema, limits)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, to read; what is refused in it becomes an InputError that names the path."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise InputError(f"{path} is not a regular file")
+        file = path.open("rb")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read: {reason}") from error
+    with file:
         try:
-            found = directory(file, [f"{name}.npy" for name in schema])
-            entries = {name: found[f"{name}.npy"] for name in schema}
-            headers = {name: _header(file, name, entries[name]) for name in schema}
-            _require_schema(headers, entries, schema, limits)
-            return {name: _array(file, name, entries[name], headers[name]) for name in schema}
+            yield file
         except Refusal as refusal:
             raise InputError(f"{path} is not a usable .npz: {refusal}") from refusal
 
 
-def _opened(path: Path) -> BinaryIO:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            raise InputError(f"{path} is not a regular file")
-        return path.open("rb")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be read: {reason}") from error
+def _arrays(
+    file: BinaryIO,
+    entries: Mapping[str, Entry],
+    schema: Mapping[str, Field],
+    limits: Mapping[str, int],
+) -> dict[str, np.ndarray]:
+    headers = {name: _header(file, name, entry) for name, entry in entries.items()}
+    _require_schema(headers, entries, schema, limits)
+    mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    return {
+        name: _array(file, mapped, name, entry, headers[name]) for name, entry in entries.items()
+    }
 
 
 def _header(file: BinaryIO, name: str, entry: Entry) -> _Header:
@@ -168,9 +215,10 @@ def _require_schema(
     for name, field in schema.items():
         header = headers[name]
         text = header.dtype.str
-        if text[:2] != "<U" if field.dtype == "<U" else text != field.dtype:
+        if text[:2] != "<U" if field.dtype == "<U" else text not in field.dtype.split():
             raise Refusal(f"{name} has the dtype {text!r}; expected {field.dtype!r}")
-        if not _fits(header.shape, field.shape, lengths, limits):
+        scalar = field.or_scalar and not header.shape
+        if not scalar and not _fits(header.shape, field.shape, lengths, limits):
             known = ", ".join(str(lengths.get(str(axis), axis)) for axis in field.shape)
             raise Refusal(f"{name} has the shape {header.shape}; expected ({known})")
         size = header.length + math.prod(header.shape) * header.dtype.itemsize
@@ -195,12 +243,14 @@ def _fits(
     return True
 
 
-def _array(file: BinaryIO, name: str, entry: Entry, header: _Header) -> np.ndarray:
+def _array(
+    file: BinaryIO, mapped: np.ndarray, name: str, entry: Entry, header: _Header
+) -> np.ndarray:
     """The member's data: mapped from the file, or inflated into memory; read-only, verified."""
     if entry.deflated:
         whole = inflate(file, name, entry)
     else:
-        whole = np.memmap(file, np.uint8, "r", offset=entry.start, shape=(entry.size,))
+        whole = mapped[entry.start : entry.start + entry.size]
     checksum = 0
     for start in range(0, entry.size, CHUNK):
         checksum = zlib.crc32(whole[start : start + CHUNK].data, checksum)

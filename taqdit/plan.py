@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from taqdit.models.options import ModelSpec
+from taqdit.models.sites import SitePath, site_paths
 from taqdit.plots import PlotOptions
 from taqdit.prompts import Prompts
 from taqdit.sampler import Sampler
 from taqdit.schedule import Schedule
 from taqdit.selection import Rule
+from taqdit.statistics import Layout
 from taqdit.store import canonical_json, sha256_hex
 from taqdit.tracer import TracerOptions
 
 SCHEMA = 1  # of the stages' numbers: raise it when the same inputs give other bytes
+STATISTICS_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,12 @@ class Plan:
     refresh: tuple[str, ...]
     preflight: str
     export: bool
+    export_layers: bool
+    export_statistics: bool
     allow_backend_change: bool
     output_dir: Path
     imported: Path | None
+    imported_statistics: Path | None
 
     @property
     def trajectories_computed(self) -> int:
@@ -51,8 +57,26 @@ class Plan:
         used = range(min(len(self.prompts.texts), self.trajectories_computed))
         return list(dict.fromkeys(self.prompts.texts[i] for i in used))
 
+    @property
+    def traced(self) -> tuple[SitePath, ...]:
+        """The sites that are read, with the modules they are read at."""
+        there = {each.site: each for each in site_paths(self.model)}
+        return tuple(there[site] for site in self.tracer.chosen(there))
 
-# Every config key is on one side: it changes a stage's numbers, or it cannot.
+    @property
+    def layout(self) -> Layout:
+        """The traced sites side by side."""
+        return Layout(tuple(each.site for each in self.traced), self.tracer.folds)
+
+    @property
+    def traced_batches(self) -> int:
+        """Batches that are traced: whole ones, that hold `tracer.num_trajectories`."""
+        wanted = self.tracer.num_trajectories or self.sampler.num_trajectories
+        return -(-min(wanted, self.sampler.num_trajectories) // self.sampler.batch_size)
+
+
+# Every config key is in one table: it changes trajectories (and what is made from them), the
+# statistics alone, or no stored number.
 NUMERIC = (
     "model._target_",
     "model.use_t5",
@@ -69,14 +93,22 @@ NUMERIC = (
     "sampler.seed",
     "sampler.batch_size",
 )
+TRACED = (
+    "tracer._target_",
+    "tracer.folds",
+    "tracer.blocks",
+    "tracer.streams",
+    "tracer.sites",
+    "tracer.nonfinite",
+)
 COSMETIC = (
     "model.local_ckpt",  # the digest of its weights counts, not its path
     "model.low_memory",
     "prompts.path",  # the texts in it count
     "sampler.num_trajectories",  # an extent: asking for more adds shards
     "sampler.images",
-    "timestep_selection",  # a view of the trajectories
-    "tracer",
+    "tracer.num_trajectories",  # an extent: asking for more goes on from what is there
+    "timestep_selection",  # a view of the trajectories and of their statistics
     "plots",
     "tracking",
     "stages",
@@ -85,6 +117,7 @@ COSMETIC = (
     "allow_backend_change",
     "output_dir",
     "calibration",
+    "statistics",
     "analysis",
     "inputs",
 )
@@ -115,6 +148,17 @@ def trajectory_inputs(plan: Plan) -> dict[str, Any]:
         "cfg_scale": plan.sampler.cfg_scale,
         "seed": plan.sampler.seed,
         "batch_size": plan.sampler.batch_size,
+    }
+
+
+def statistics_inputs(plan: Plan) -> dict[str, Any]:
+    """Everything that can change a number of the statistics, but how many batches they cover."""
+    return {
+        **trajectory_inputs(plan),
+        "statistics_schema": STATISTICS_SCHEMA,
+        "sites": [site.name for site in plan.layout.sites],
+        "folds": plan.tracer.folds,
+        "nonfinite": plan.tracer.nonfinite,
     }
 
 

@@ -13,10 +13,15 @@ from typing import Any
 from taqdit.errors import StorageError
 from taqdit.plan import Plan
 from taqdit.points import selections
+from taqdit.statistics.bins import PER_ROW
 
 FLOAT32 = 4
 FLOAT16 = 2
 PNG_BYTES_PER_VALUE = 1.0  # uncompressed pixels: an upper bound for pictures
+CHANNEL_BYTES = 36  # mean, m2 float64; low, high float32; negative, large (2) uint32
+HISTOGRAM_ROWS = 42  # signs and exponents of a site at a step; 37 to 45 in the embedded model
+CHECKPOINTS = 2  # that lie beside what is made of them
+PROCESS_BYTES = 300_000_000  # interpreter, libraries, buffers
 RESERVE = 64 * 2**20  # left free on the disk: figures, logs, the W&B file
 
 
@@ -32,6 +37,7 @@ class Estimate:
     trajectory_bytes: int
     picture_bytes: int
     export_bytes: int
+    statistics_bytes: int
     free_bytes: int
     peak_memory_bytes: int
 
@@ -39,7 +45,11 @@ class Estimate:
     def total_bytes(self) -> int:
         """Everything that a run which reuses nothing writes."""
         return (
-            self.conditioning_bytes + self.trajectory_bytes + self.picture_bytes + self.export_bytes
+            self.conditioning_bytes
+            + self.trajectory_bytes
+            + self.picture_bytes
+            + self.export_bytes
+            + self.statistics_bytes * (1 + CHECKPOINTS)
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,9 +78,21 @@ def estimate(plan: Plan, *, free_bytes: int) -> Estimate:
         trajectory_bytes=trajectories * (plan.schedule.num_steps + 1) * latent * FLOAT32,
         picture_bytes=int(pictures * PNG_BYTES_PER_VALUE),
         export_bytes=exported if plan.export else 0,
+        statistics_bytes=statistics_bytes(plan),
         free_bytes=free_bytes,
         peak_memory_bytes=model.peak_bytes(sampler.batch_size, num_steps=plan.schedule.num_steps),
     )
+
+
+def statistics_bytes(plan: Plan) -> int:
+    """Bytes of the statistics of all steps, in memory while they are made and then on the disk.
+
+    Exact per channel; a histogram holds only the exponents that occur, HISTOGRAM_ROWS being usual.
+    """
+    layout = plan.layout
+    counts = HISTOGRAM_ROWS * (2 + layout.folds * 4 * PER_ROW)
+    per_step = layout.channels * CHANNEL_BYTES + len(layout.sites) * (counts + 8 * layout.folds)
+    return plan.schedule.num_steps * per_step
 
 
 def count_points(plan: Plan) -> int:
@@ -111,6 +133,9 @@ def describe(found: Estimate) -> str:
     ]
     if found.picture_bytes:
         parts.append(f"pictures at most {size(found.picture_bytes)}")
+    if found.statistics_bytes:
+        beside = f"statistics {size(found.statistics_bytes)} and up to twice that meanwhile"
+        parts.append(beside)
     if found.export_bytes:
         parts.append(f"calibration.npz {size(found.export_bytes)}")
     return "\n".join(
@@ -121,7 +146,7 @@ def describe(found: Estimate) -> str:
             + ", ".join(parts),
             f"disk      {size(found.free_bytes)} free",
             f"memory    about {size(found.peak_memory_bytes)} of MLX memory at the peak,"
-            " and 0.3 GB for the process",
+            f" and {size(PROCESS_BYTES + found.statistics_bytes)} for the process",
         ]
     )
 

@@ -16,7 +16,7 @@ from taqdit.store import sha256_file
 from taqdit.tracking.secrets import mask_secrets
 
 PACKAGES = ("taqdit", "mlx", "diffusionkit", "numpy", "hydra-core", "omegaconf", "wandb")
-LATER = ("statistics", "analysis")  # configured, but no stage of this version computes them
+LATER = ("analysis",)  # configured, but no stage of this version computes them
 
 
 def run_record(
@@ -29,7 +29,7 @@ def run_record(
     backend: Mapping[str, Any],
 ) -> dict[str, Any]:
     """run.json: everything that says what was run, and where its data are."""
-    imported = plan.imported
+    imported, statistics = plan.imported, plan.imported_statistics
     return {
         "schema": 1,
         "run_id": run_id,
@@ -38,6 +38,7 @@ def run_record(
         "prompts": list(plan.prompts.texts),
         "prompt_seeds": list(plan.prompts.seeds),
         "imported": imported and {"path": str(imported.resolve()), "sha256": sha256_file(imported)},
+        "imported_statistics": statistics and str(statistics.resolve()),
         "store": relative(plan.output_dir / "store", folder),
         "stages": dict(fingerprints),
         "backend": dict(backend),
@@ -61,6 +62,23 @@ def describe_calibration(points: Any) -> dict[str, Any]:
         "steps": [int(step) for step in points.steps],
         "cfg_scale": float(points.cfg_scale),
         "prompts": len(points.prompts),
+    }
+
+
+def lineage(kind: str, path: Path, fingerprint: str) -> dict[str, str]:
+    """What something was made of, as the metadata of its artifact say it."""
+    name = f"{kind}-{fingerprint[:12]}"
+    return {"name": name, "type": kind, "path": str(path), "fingerprint": fingerprint}
+
+
+def describe_statistics(statistics: Any) -> dict[str, Any]:
+    """What activation statistics cover, for summaries and artifacts."""
+    return {
+        "sites": len(statistics.sites),
+        "steps": int(statistics.num_steps),
+        "trajectories": int(statistics.extent),
+        "folds": int(statistics.folds),
+        "fingerprint": statistics.fingerprint,
     }
 
 
@@ -93,13 +111,16 @@ def relative(path: Path, start: Path) -> str:
 
 
 def closing_words(summary: Mapping[str, Any], folder: Path, tracked: str) -> str:
-    """What was made or reused, where, how long, peak memory."""
-    lines = []
+    """What was made or reused, where, how long, peak memory; first the traced layers."""
+    lines = [summary["layers"], ""] if "layers" in summary else []
     for report in summary["stages"]:
         words = f"{report['made']} made, {report['reused']} reused"
         if report["moved_aside"]:
             words += f", {len(report['moved_aside'])} corrupt moved aside and redone"
         lines.append(f"{report['name']:<14}{words:<28} store/{report['folder']}")
+    if files := [summary.get("statistics", {}).get(key) for key in ("layers", "npz")]:
+        made = [name for name in files if name]
+        lines += [f"{'':<14}-> {', '.join(made)}"] if made else []
     if "calibration" in summary:
         found = summary["calibration"]
         lines.append(
@@ -108,6 +129,8 @@ def closing_words(summary: Mapping[str, Any], folder: Path, tracked: str) -> str
         )
     if summary.get("figures"):
         lines.append(f"{'figures':<14}{len(summary['figures'])} files in figures/")
+    if "report" in summary:
+        lines.append(f"{'report':<14}{folder / summary['report']}")
     lines.append(f"{'not computed':<14}{', '.join(summary['not_computed'])} (not in this version)")
     if tracked:
         lines.append(f"{'tracking':<14}{tracked}")

@@ -16,6 +16,7 @@ from taqdit import config as configuration
 from taqdit.calibration import CalibrationSet, import_npz
 from taqdit.conditioning import Conditioning
 from taqdit.errors import CorruptError, InputError
+from taqdit.exports import ImportedStatistics, Statistics, open_statistics
 from taqdit.prompts import Prompts
 from taqdit.session import Session
 from taqdit.store import Stage, make_folder, publish_bytes, sha256_file
@@ -52,6 +53,13 @@ class Run:
             seed=self.config["sampler"]["seed"],
             conditioning=Conditioning(self._stage("conditioning")).row,
         )
+
+    def statistics(self) -> Statistics | ImportedStatistics:
+        """The run's activation statistics. InputError if it traced nothing."""
+        if self.record["imported_statistics"]:
+            return open_statistics(self.record["imported_statistics"])
+        extent = self.summary.get("statistics", {}).get("trajectories")
+        return Statistics(self._stage("statistics"), extent=extent)
 
     def picture(self, index: int) -> np.ndarray:
         """Decoded picture (H, W, 3) uint8 of trajectory `index`."""

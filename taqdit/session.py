@@ -10,19 +10,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from taqdit import figures, preflight, record
+from taqdit import preflight, record
+from taqdit.activations import Statistics
 from taqdit.calibration import CalibrationSet, import_npz
 from taqdit.errors import StorageError, TaqditError
-from taqdit.plan import Plan, conditioning_inputs, fingerprint, trajectory_inputs
+from taqdit.exports import export_layer_statistics, export_npz, open_statistics
+from taqdit.figures.latents import chosen_steps
+from taqdit.plan import (
+    Plan,
+    conditioning_inputs,
+    fingerprint,
+    statistics_inputs,
+    trajectory_inputs,
+)
 from taqdit.progress import Progress
-from taqdit.stages import Bench, encode_prompts, sample_trajectories
+from taqdit.showing import Showing
+from taqdit.stages import Bench, encode_prompts, sample_and_trace
 from taqdit.store import make_folder, publish_json
 from taqdit.tracking import Tracker
 from taqdit.tracking.secrets import mask_secrets
 from taqdit.trajectory import TrajectorySet
 
 log = logging.getLogger(__name__)
-VIEWS = {"trajectories", "calibration", "figures"}  # stages that need trajectories
+VIEWS = {"trajectories", "statistics", "calibration", "figures", "report"}  # of trajectories
+TRACED = {"statistics", "figures", "report"}  # stages that need statistics
 
 
 class Session:
@@ -33,12 +44,14 @@ class Session:
         self.store = plan.output_dir / "store"
         self.bench = Bench(plan, self.store)
         self.run_id = uuid.uuid4().hex[:12]
+        self.started = time.perf_counter()
         self.tracker = Tracker()
         self.results: dict[str, Any] = {}
+        self.document: dict[str, Any] = {}  # run.json
 
     def run(self) -> None:
         """Run to the end. Raises TaqditError; a summary says how it ended in any case."""
-        started, status, error = time.perf_counter(), "failed", None
+        status, error = "failed", None
         make_folder(self.folder)
         try:
             status = self._run()
@@ -49,27 +62,32 @@ class Session:
             status = "interrupted"
             raise
         finally:
-            self._finish(status, error, time.perf_counter() - started)
+            self._finish(status, error)
 
     def _run(self) -> str:
         self._preflight()
         if self.plan.preflight == "only":
             self._write_run_file({})
             return "preflight"
-        marks = {} if self.plan.imported else self._fingerprints()
+        marks = {} if self._elsewhere else self._fingerprints()
         self._write_run_file(marks)
         self._start_tracking()
         log.info("%s", record.backend_words(self.bench.backend))
-        if self.plan.imported is not None:
-            self._imported(self.plan.imported)
+        if self._elsewhere:
+            self._imported()
         else:
             self._stages()
         return "ok"
 
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether files made elsewhere take the place of all stages."""
+        return not (self.plan.imported is None and self.plan.imported_statistics is None)
+
     def _preflight(self) -> None:
         """State points, forwards, bytes, disk and memory; refuse a disk that is too small."""
         plan = self.plan
-        if plan.imported is not None:
+        if self._elsewhere:
             return
         found = preflight.estimate(plan, free_bytes=preflight.free_bytes(plan.output_dir))
         self.results["preflight"] = found.as_dict()
@@ -89,10 +107,19 @@ class Session:
         return sum(path.stat().st_size for path in files if path.suffix in (".safetensors", ".png"))
 
     def _fingerprints(self) -> dict[str, str]:
-        return {
+        marks = {
             "conditioning": fingerprint(conditioning_inputs(self.plan)),
             "trajectories": fingerprint(trajectory_inputs(self.plan)),
         }
+        if self._traces:
+            marks["statistics"] = fingerprint(statistics_inputs(self.plan))
+        return marks
+
+    @property
+    def _traces(self) -> bool:
+        """Whether statistics are made or read from the store."""
+        asked = set(self.plan.stages) & TRACED
+        return bool(asked and self.plan.traced and self.plan.imported_statistics is None)
 
     def _write_run_file(self, marks: Mapping[str, str]) -> None:
         document = record.run_record(
@@ -104,6 +131,7 @@ class Session:
             backend=self.bench.backend,
         )
         publish_json(self.folder / "run.json", document)
+        self.document = document
 
     def _start_tracking(self) -> None:
         self.tracker = self.plan.tracking.start(
@@ -123,7 +151,10 @@ class Session:
         if not asked & VIEWS:
             return
         with Progress() as progress:
-            trajectories = sample_trajectories(self.bench, conditioning.guided, progress)
+            trajectories, statistics = sample_and_trace(
+                self.bench, conditioning.guided, progress, trace=self._traces
+            )
+        self._lineage(trajectories, statistics)
         if "calibration" in asked:
             points = CalibrationSet(
                 trajectories,
@@ -133,45 +164,88 @@ class Session:
                 conditioning=conditioning.row,
             )
             self._calibration(points)
+        show = Showing(plan, self.folder, self.tracker)
         if "figures" in asked:
-            self._figures(trajectories)
+            show.trajectories(trajectories)
+            show.statistics(statistics, chosen_steps(plan, trajectories))
+        self._report(show, trajectories)
+
+    def _lineage(self, trajectories: TrajectorySet, statistics: Statistics | None) -> None:
+        """Tell the tracker what the statistics were made of."""
+        source = record.lineage("trajectories", trajectories.folder, trajectories.fingerprint)
+        self.tracker.uses(source["name"], kind=source["type"], path=trajectories.folder)
+        if statistics is not None:
+            self.results["statistics"] = record.describe_statistics(statistics)
+            self._log_statistics(statistics, {**self.results["statistics"], "inputs": [source]})
+            self._export_statistics(statistics)
+
+    def _export_statistics(self, statistics: Statistics) -> None:
+        """The statistics in older formats, in the run's folder."""
+        found, versions = self.results["statistics"], self.document["versions"]
+        if self.plan.export_layers:
+            config = mask_secrets(self.plan.config)
+            export_layer_statistics(statistics, self.folder, config=config, versions=versions)
+            found["layers"] = "layer_statistics.json"
+        if self.plan.export_statistics:
+            found["npz"] = "activation_statistics.npz"
+            export_npz(statistics, self.folder / found["npz"])
+
+    def _log_statistics(self, statistics: Any, found: Mapping[str, Any]) -> None:
+        kind = "activation-statistics"
+        name = f"{kind}-{statistics.fingerprint[:12]}"
+        self.tracker.artifact(name, kind=kind, path=statistics.folder, metadata=found)
+
+    def _report(self, show: Showing, trajectories: TrajectorySet | None = None) -> None:
+        self.results |= show.results()
+        if "report" in self.plan.stages:
+            summary = self._summary("ok", None)
+            path = show.write_page(self.document, summary, trajectories)
+            self.results["report"] = path.name
 
     def _calibration(self, points: CalibrationSet) -> None:
         found = record.describe_calibration(points)
-        path = self.store / self.bench.reports[-1].folder
+        path = self.store / self.bench.report("trajectories").folder
         if self.plan.export:
             path = self.folder / "calibration.npz"
             points.export_npz(path)
             found["npz"] = path.name
         self._log_calibration(found, path)
 
-    def _imported(self, path: Path) -> None:
-        """A calibration set made elsewhere takes the place of all stages."""
-        found = {**record.describe_calibration(import_npz(path)), "imported": str(path)}
-        self._log_calibration(found, path.resolve())
+    def _imported(self) -> None:
+        """A calibration set or statistics made elsewhere take the place of all stages."""
+        show = Showing(self.plan, self.folder, self.tracker)
+        if (path := self.plan.imported) is not None:
+            found = {**record.describe_calibration(import_npz(path)), "imported": str(path)}
+            self._log_calibration(found, path.resolve())
+        if (path := self.plan.imported_statistics) is not None:
+            statistics = open_statistics(path)
+            self.results["statistics"] = record.describe_statistics(statistics)
+            self._log_statistics(statistics, self.results["statistics"])
+            show.statistics(statistics, ())
+        self._report(show)
 
     def _log_calibration(self, found: dict[str, Any], path: Path) -> None:
         self.results["calibration"] = found
         name = "calibration-set"
         self.tracker.artifact(name, kind=name, path=path, metadata=found)
 
-    def _figures(self, trajectories: TrajectorySet) -> None:
-        made = figures.draw(self.plan, trajectories, self.folder, self.tracker)
-        self.results["figures"] = [str(path.relative_to(self.folder)) for path in made]
-
-    def _finish(self, status: str, error: TaqditError | None, seconds: float) -> None:
-        summary = {
+    def _summary(self, status: str, error: TaqditError | None) -> dict[str, Any]:
+        """summary.json as far as the run has come."""
+        return {
             "status": status,
             "error": None if error is None else str(error),
             "run_id": self.run_id,
             "store": record.relative(self.store, self.folder),
             "stages": [asdict(report) for report in self.bench.reports],
-            "seconds": round(seconds, 3),
+            "seconds": round(time.perf_counter() - self.started, 3),
             "peak_memory_bytes": record.peak_memory(),
             "peak_mlx_memory_bytes": record.peak_mlx_memory(),
             "not_computed": list(record.LATER),
             **self.results,
         }
+
+    def _finish(self, status: str, error: TaqditError | None) -> None:
+        summary = self._summary(status, error)
         logged = {key: summary[key] for key in ("status", "seconds", "peak_memory_bytes")}
         try:
             publish_json(self.folder / "summary.json", summary)

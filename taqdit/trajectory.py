@@ -11,7 +11,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +25,20 @@ from taqdit.store import Stage, sha256_hex
 KIND = "trajectory"
 
 Guided = Callable[[Sequence[str]], tuple[Any, Any]]
+
+
+class Probe(Protocol):
+    """Reads the activations of a batch's forwards, one forward per step; see `taqdit.tracer`."""
+
+    @property
+    def pending(self) -> list[Any]:
+        """Arrays to be evaluated with the latent of the step."""
+
+    def watch(self, denoise: Any) -> Any:
+        """A denoiser with the same outputs that is read."""
+
+    def collect(self) -> None:
+        """Hand on what was read. Raises NumericError."""
 
 
 def shard_name(index: int) -> str:
@@ -44,12 +59,14 @@ def steps(
     seeds: Sequence[int],
     sigmas: np.ndarray,
     sampler: Sampler,
+    probe: Probe | None = None,
 ) -> Generator[tuple[int, Any], None, None]:
     """Yield (step, latent) for step 0 .. num_steps of one batch, each latent evaluated.
 
     The latent of `step` is what the model sees at that step; the last one is the final latent.
     tokens (2N, n, 4096) and pooled (2N, d) hold the positives, then the negatives. The model's
-    parameters are as before when the generator ends, fails or is closed.
+    parameters are as before when the generator ends, fails or is closed. A probe reads the forward
+    of each step before its latent is yielded, with one evaluation for both.
     """
     from taqdit.backend import mx
 
@@ -58,12 +75,15 @@ def steps(
     with model.denoiser(
         tokens=tokens, pooled=pooled, sigmas=levels, cfg_scale=sampler.cfg_scale
     ) as denoise:
+        denoise = probe.watch(denoise) if probe else denoise
         latent = model.first_latent(seeds, levels[0])
         mx.eval(latent)
         yield 0, latent
         for step in range(last):
             latent = sampler.advance(denoise, latent, levels, step)
-            mx.eval(latent)
+            mx.eval(*(probe.pending if probe else ()), latent)
+            if probe:
+                probe.collect()
             yield step + 1, latent
 
 
@@ -93,6 +113,7 @@ def sample(
     *,
     sigmas: np.ndarray,
     sampler: Sampler,
+    probe: Probe | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (step, latents (N, h, w, 16)) of a batch, refusing NaN and Inf.
 
@@ -108,12 +129,43 @@ def sample(
             seeds=batch.seeds,
             sigmas=sigmas,
             sampler=sampler,
+            probe=probe,
         )
     ) as run:
         for step, latent in run:
             rows = np.array(latent)
             refuse_nonfinite(rows, step, batch)
             yield step, rows
+
+
+def replay(
+    model: Any,
+    batch: Batch,
+    guided: Guided,
+    latents: Sequence[np.ndarray],
+    *,
+    steps: Sequence[int],
+    sigmas: np.ndarray,
+    sampler: Sampler,
+    probe: Probe,
+) -> Iterator[int]:
+    """Repeat the forwards of stored trajectories for a probe, yielding each step when it is read.
+
+    `latents` holds (num_steps + 1, h, w, 16) of every trajectory of the batch. On the same backend
+    the probe reads the same bits as while the batch was sampled.
+    """
+    from taqdit.backend import mx
+
+    tokens, pooled = guided(batch.texts)
+    with model.denoiser(
+        tokens=tokens, pooled=pooled, sigmas=mx.array(sigmas), cfg_scale=sampler.cfg_scale
+    ) as denoise:
+        watched = probe.watch(denoise)
+        for step in steps:
+            watched(mx.array(np.stack([rows[step] for rows in latents])), step)
+            mx.eval(*probe.pending)
+            probe.collect()
+            yield step
 
 
 def refuse_nonfinite(rows: np.ndarray, step: int, batch: Batch) -> None:
@@ -173,6 +225,16 @@ class TrajectorySet:
         return self._count
 
     @property
+    def folder(self) -> Path:
+        """Where the stage is."""
+        return self._stage.folder
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the stage: names everything that went into the latents."""
+        return self._stage.fingerprint
+
+    @property
     def num_steps(self) -> int:
         """Model evaluations per trajectory; one less than its latents."""
         return len(self.sigmas) - 1
@@ -181,9 +243,13 @@ class TrajectorySet:
         """(num_steps + 1, h, w, 16) float32 of one trajectory. Raises CorruptError."""
         return self._shard(index)["latents"]
 
+    def picture_path(self, index: int) -> Path:
+        """The PNG of one trajectory."""
+        return self._stage.path(picture_name(index))
+
     def picture(self, index: int) -> np.ndarray:
         """Decoded picture (H, W, 3) uint8 of one trajectory. Raises CorruptError."""
-        path = self._stage.path(picture_name(index))
+        path = self.picture_path(index)
         return read_picture(path, owner=picture_owner(self._stage.fingerprint, index))
 
     def _read(self, index: int) -> dict[str, np.ndarray]:

@@ -80,6 +80,7 @@ ANALYTIC = (
     "timestep_selection.count=3",
     "tracking=none",
     "plots=none",
+    "tracer=none",
 )
 
 

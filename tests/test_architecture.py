@@ -9,16 +9,17 @@ PACKAGE = Path(__file__).resolve().parent.parent / "taqdit"
 LEVELS = {
     -1: ("errors",),  # open to all
     0: ("backend", "store", "typecheck", "progress"),
-    1: ("schedule", "sampler", "selection", "archive", "prompts", "images"),
-    2: ("timestep_selection", "points", "npz", "models", "tracer", "tracking"),
-    3: ("conditioning", "trajectory", "calibration", "latents"),
-    4: ("plots",),
+    1: ("schedule", "sampler", "selection", "archive", "prompts", "images", "statistics"),
+    2: ("timestep_selection", "points", "npz", "models", "tracer", "tracking", "overview"),
+    3: ("conditioning", "trajectory", "calibration", "latents", "activations"),
+    4: ("plots", "report", "layer_summary", "exports"),
     5: ("plan",),
     6: ("config", "stages", "figures", "preflight"),
-    7: ("record", "exits"),
-    8: ("session",),
-    9: ("run", "runs"),
-    10: ("cli",),
+    7: ("record", "exits", "page"),
+    8: ("showing",),
+    9: ("session",),
+    10: ("run", "runs"),
+    11: ("cli",),
 }
 LEVEL = {module: level for level, modules in LEVELS.items() for module in modules}
 ONLY = {  # a foreign library and the one module that may import it
@@ -28,9 +29,10 @@ ONLY = {  # a foreign library and the one module that may import it
     "torch": {"models"},
     "wandb": {"tracking"},
     "matplotlib": {"plots"},
+    "jinja2": {"report"},
     "safetensors": {"store", "models"},
     "hydra": {"config", "run"},
-    "omegaconf": {"config", "run", "runs"},
+    "omegaconf": {"config", "run", "runs", "page"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

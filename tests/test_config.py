@@ -9,7 +9,15 @@ from omegaconf import OmegaConf
 
 from taqdit import config
 from taqdit.errors import ConfigError, InputError
-from taqdit.plan import COSMETIC, NUMERIC, conditioning_inputs, fingerprint, trajectory_inputs
+from taqdit.plan import (
+    COSMETIC,
+    NUMERIC,
+    TRACED,
+    conditioning_inputs,
+    fingerprint,
+    statistics_inputs,
+    trajectory_inputs,
+)
 
 CONF = config.config_folder()
 FUNCTIONLESS = ("experiment", "sweep")  # presets of the other groups
@@ -83,6 +91,8 @@ def test_the_closed_key_table():
         "tracer.num_trajectories": "all",
         "tracer.folds": 8,
         "calibration.export": True,
+        "statistics.export": True,
+        "statistics.npz": False,
         "analysis.rule": "sqnr",
         "plots.layers": None,
         "stages": "all",
@@ -223,7 +233,8 @@ def leaves(node, prefix=""):
 
 
 def side(path):
-    return [table for table in (NUMERIC, COSMETIC) if any(_covers(k, path) for k in table)]
+    tables = NUMERIC, TRACED, COSMETIC
+    return [table for table in tables if any(_covers(k, path) for k in table)]
 
 
 def _covers(key, path):
@@ -238,7 +249,7 @@ def test_every_key_is_on_one_side(preset):
 
 
 def test_every_numeric_key_is_tried():
-    assert set(NUMERIC) <= set(CHANGES)
+    assert {*NUMERIC, *TRACED} <= set(CHANGES)
 
 
 CHANGES = {  # one other value for every key that changes numbers, and for those that cannot
@@ -260,7 +271,13 @@ CHANGES = {  # one other value for every key that changes numbers, and for those
     "sampler.num_trajectories": 3,
     "sampler.images": False,
     "timestep_selection.count": 3,
+    "tracer._target_": "taqdit.tracer.post_gelu",
     "tracer.folds": 4,
+    "tracer.blocks": ["mm_*"],
+    "tracer.streams": ["img"],
+    "tracer.sites": ["*.fc1_in"],
+    "tracer.nonfinite": "count",
+    "tracer.num_trajectories": 8,
     "tracking.project": "other",
     "plots.layers": ["mm_00_img"],
     "stages": ["conditioning"],
@@ -270,22 +287,49 @@ CHANGES = {  # one other value for every key that changes numbers, and for those
     "output_dir": "elsewhere",
     "calibration.export": False,
     "analysis.rule": "seed",
+    "statistics.export": False,
+    "statistics.npz": True,
 }
 
 
-def trajectory_mark(changes):
+def mark(changes, inputs=trajectory_inputs):
+    """The fingerprint of a stage's inputs after changes."""
     base = ["model._target_=analytic.gaussian"]  # the tiny model has no T5 to switch on
     composed = config.compose_config(base)
     OmegaConf.set_struct(composed, False)
     for key, value in changes.items():
         OmegaConf.update(composed, key, value)
-    return fingerprint(trajectory_inputs(config.plan(composed)))
+    if composed.tracer._target_.endswith("post_gelu"):
+        del composed.tracer["sites"]
+    return fingerprint(inputs(config.plan(composed)))
 
 
 @pytest.mark.parametrize("key", sorted(CHANGES))
 def test_a_key_changes_the_fingerprint_exactly_when_it_is_numeric(key):
     numeric = any(_covers(k, key) for k in NUMERIC)
-    assert (trajectory_mark({key: CHANGES[key]}) != trajectory_mark({})) is numeric
+    assert (mark({key: CHANGES[key]}) != mark({})) is numeric
+
+
+@pytest.mark.parametrize("key", sorted(CHANGES))
+def test_statistics_depend_on_trajectories_and_tracer_alone(key):
+    numeric = any(_covers(k, key) for k in (*NUMERIC, *TRACED))
+    found = mark({key: CHANGES[key]}, statistics_inputs)
+    assert (found != mark({}, statistics_inputs)) is numeric
+
+
+def test_a_tracer_that_reads_nothing_is_refused():
+    texts = "|".join(problems_of(["tracer.blocks=[mm_9*]", "tracer.streams=[im]"]))
+    assert "tracer.blocks=['mm_9*']" in texts
+    assert "tracer.streams=['im']" in texts
+    (text,) = problems_of(["model._target_=analytic.poisoned"])
+    assert "names no blocks; set tracer=none" in text
+    (text,) = problems_of(["sampler.num_trajectories=1000000", "tracer.folds=1"])
+    assert "raise tracer.folds" in text
+
+
+def problems_of(overrides):
+    """The texts of every problem of a configuration."""
+    return [problem.text for problem in config.check(config.compose_config(overrides))]
 
 
 def test_the_content_of_a_prompt_file_counts_not_its_path(tmp_path):

@@ -10,6 +10,7 @@ from conftest import ANALYTIC, command, tree
 from wandb_files import read_run
 
 import taqdit as package
+from taqdit import plots
 from taqdit.errors import ConfigError, InputError, StorageError
 from taqdit.store import read_shard
 
@@ -39,6 +40,7 @@ def test_the_default_command_in_small(taqdit, tmp_path):
     assert [(s["name"], s["made"], s["reused"]) for s in summary["stages"]] == [
         ("conditioning", 3, 0),
         ("trajectories", 2, 0),
+        ("statistics", 4, 0),
     ]
     folder = tmp_path / "outputs" / "store" / summary["stages"][1]["folder"]
     names = sorted(path.name for path in folder.iterdir())
@@ -53,11 +55,24 @@ def test_the_default_command_in_small(taqdit, tmp_path):
         assert npz["prompts"].dtype.kind == "U"
     for name in summary["figures"]:
         assert (run / name).stat().st_size > 0
-    assert {name.split("/")[1] for name in summary["figures"] if name.endswith("png")} == {
-        "latent_curves.png",
-        "selection_strip.png",
-        "image_grid.png",
-    }
+    single = ["histogram", "ridgeline", "channel_ranges", "channel_time"]
+    made = {name.split("/")[1] for name in summary["figures"] if name.endswith("png")}
+    latents = {"latent_curves.png", "selection_strip.png", "image_grid.png"}
+    assert latents | {f"{name}.png" for name in plots.OVERVIEW} < made
+    assert len(made) == 3 + len(plots.OVERVIEW) + 2 * len(single)
+    for kind in single:  # of one layer of each stream
+        assert {name[len(kind) + 7 : -4] for name in made if name.startswith(kind)} == {
+            "img",
+            "txt",
+        }
+    for kind in ("svg", "csv"):
+        assert {f"figures/{name[:-4]}.{kind}" for name in made} <= set(summary["figures"])
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == 2 + len(made)
+    assert "mm_00_img.post_gelu" in page
+    assert "mm_00_img.post_gelu" in summary["layers"]
+    rows = (run / "layers.csv").read_text().splitlines()
+    assert len(rows) == 1 + summary["statistics"]["sites"] == 48
 
 
 def test_the_wandb_file_holds_the_curves(taqdit, tmp_path):
@@ -78,7 +93,8 @@ def test_the_wandb_file_holds_the_curves(taqdit, tmp_path):
     ):
         np.testing.assert_allclose([row[key] for row in curve], expected, rtol=1e-5, atol=1e-7)
     assert found.exit_code == 0
-    assert [artifact["type"] for artifact in found.artifacts] == ["calibration-set"]
+    kinds = [each["type"] for each in found.artifacts if each["type"] != "run_table"]
+    assert kinds == ["activation-statistics", "calibration-set"]
     assert found.config["sampler"]["cfg_scale"] == 2.0
 
 
@@ -182,14 +198,18 @@ def test_preflight_only_writes_nothing_into_the_store(taqdit, tmp_path):
     pictures = 256 * 256 * 256 * 3
     rows = 21 * (589 * 4096 + 2048) * 2
     npz = 6400 * (32 * 32 * 16 * 4 + 2 + 4) + 20 * 2 * (589 * 4096 + 2048) * 2
-    assert f"({latents + pictures + rows + npz:,} bytes)" in done.stderr
+    channels = 4096 + 1536 + (24 * (3 * 1536 + 6144)) + (23 * (3 * 1536 + 6144) + 1536)
+    histograms = 191 * (42 * (2 + 8 * 16 * 4) + 8 * 8)
+    statistics = 100 * (36 * channels + histograms)
+    total = latents + pictures + rows + npz + 3 * statistics
+    assert f"({total:,} bytes)" in done.stderr
     assert "3,200 of 16 rows" in done.stderr
     assert not (tmp_path / "outputs" / "store").exists()
 
 
 def test_the_dry_run_exports_forty_points(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    quick = ["tracking=none", "plots=none", "sampler.images=false"]
+    quick = ["tracking=none", "plots=none", "sampler.images=false", "tracer=none"]
     run = package.launch(["experiment=dry_run", *quick])
     with np.load(run.folder / "calibration.npz", allow_pickle=False) as npz:
         shapes = {key: (npz[key].shape, npz[key].dtype.str) for key in npz}

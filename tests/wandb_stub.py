@@ -4,7 +4,8 @@
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
 
 The server listens on the loopback interface and does just enough for real online runs. It keeps
-what arrives: `history` rows, `config`, `artifacts`, uploaded `files`, `exit_codes`. With
+what arrives: `history` rows, `config`, `artifacts`, which of them were `used`, uploaded `files`,
+`exit_codes`. With `refuse=True` it knows no artifact that a run wants to use; with
 `stall=True` it accepts a run, then never answers its data: an outage in mid-run.
 """
 
@@ -24,10 +25,11 @@ SECRET = "0123456789abcdef" * 2 + "89abcdef"  # in the form of an API key
 class Server:
     """The server; `url` is its address, `operations` the names of the queries it was asked."""
 
-    def __init__(self, *, stall=False):
+    def __init__(self, *, stall=False, refuse=False):
         self.history, self.artifacts, self.operations = [], [], []
         self.files, self.config, self.exit_codes = {}, {}, []
-        self.used, self.stall, self.released = [], stall, threading.Event()
+        self.used, self.refuse, self._lock = [], refuse, threading.Lock()
+        self.stall, self.released = stall, threading.Event()
         handler = type("Handler", (_Handler,), {"server_state": self})
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._http.daemon_threads = True
@@ -52,7 +54,21 @@ class Server:
         name = operation.group(1) if operation else ""
         self.operations.append(name)
         given = {**variables, **(variables.get("input") or {})}
-        return getattr(self, f"_{name}", lambda given: {})(given)
+        with self._lock:
+            return getattr(self, f"_{name}", lambda given: {})(given)
+
+    def artifact(self, name):
+        """What arrived of the artifact of this name, with its `entries` {path: reference}."""
+        names = [made["artifactCollectionName"] for made in self.artifacts]
+        place = names.index(name)
+        contents = json.loads(self.files[f"manifest-a{place + 1}"])["contents"]
+        entries = {path: entry["ref"] for path, entry in contents.items()}
+        return self.artifacts[place] | {"entries": entries}
+
+    def table(self, name):
+        """The rows of the one table that was logged by this name."""
+        (row,) = self.column(name)
+        return json.loads(self.files[row["path"]])["data"]
 
     def _Viewer(self, given):
         teams = {"edges": [{"node": {"name": ENTITY}}]}
@@ -83,7 +99,8 @@ class Server:
         }
 
     def _CreateArtifactManifest(self, given):
-        file = {"id": "f1", "uploadUrl": f"{self.url}/storage/manifest", "uploadHeaders": []}
+        url = f"{self.url}/storage/manifest-{given['artifactID']}"
+        file = {"id": "f1", "uploadUrl": url, "uploadHeaders": []}
         return {"createArtifactManifest": {"artifactManifest": {"id": "am1", "file": file}}}
 
     def _CreateArtifactFiles(self, given):
@@ -97,6 +114,25 @@ class Server:
 
     def _CommitArtifact(self, given):
         return {"commitArtifact": {"artifact": {"id": given.get("artifactID"), "digest": "d"}}}
+
+    def _UseArtifact(self, given):
+        artifact = self.artifacts[int(given["artifactID"][1:]) - 1]
+        self.used.append(artifact["artifactCollectionName"])
+        return {"useArtifact": {"artifact": {"id": given["artifactID"]}}}
+
+    def _ArtifactByID(self, given):
+        if self.refuse:
+            return {"artifact": None}
+        made = self.artifacts[int(given["id"][1:]) - 1]
+        project = {"id": "p1", "internalId": "p1", "name": "p", "entity": {"name": ENTITY}}
+        sequence = {"__typename": "ArtifactSequence", "name": made["artifactCollectionName"]}
+        nothing = ("description", "historyStep", "commitHash", "updatedAt", "digestAlgorithm")
+        artifact = {**dict.fromkeys(nothing), "__typename": "Artifact", "id": given["id"]}
+        artifact |= {"artifactSequence": sequence | {"project": project}, "versionIndex": 0}
+        artifact |= {"artifactType": {"name": made["type"]}, "metadata": made["metadata"]}
+        artifact |= {"ttlDurationSeconds": 0, "ttlIsInherited": True, "tags": [], "aliases": []}
+        artifact |= {"state": "COMMITTED", "size": 1, "digest": "d", "fileCount": 1}
+        return {"artifact": artifact | {"createdAt": "2026-01-01T00:00:00Z"}}
 
     def _ArtifactType(self, given):
         return {"project": {"artifact": None}}
@@ -162,6 +198,11 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _Config(dict):
+    def update(self, values, allow_val_change=False):
+        super().update(values)
+
+
 class FakeWandb(types.ModuleType):
     """A wandb that works, but for one call that raises or hangs."""
 
@@ -173,6 +214,7 @@ class FakeWandb(types.ModuleType):
         self.errors = types.SimpleNamespace(CommError=RuntimeError)
         self.plot = types.SimpleNamespace(line_series=lambda **_: "chart")
         self.summary, self.dir, self.url = {}, "run/files", "http://host/run"
+        self.config = _Config()
 
     def _do(self, name):
         self.calls.append(name)
@@ -205,13 +247,13 @@ class FakeWandb(types.ModuleType):
     def define_metric(self, name, **_):
         pass
 
-    def use_artifact(self, name, type=None):
-        self.calls.append(f"use {name} {type}")
+    def use_artifact(self, artifact):
+        self.calls.append(f"use {artifact.name}")
 
     def Settings(self, **values):
         return values
 
     def Artifact(self, name, **_):
-        return types.SimpleNamespace(add_reference=lambda *_, **__: None)
+        return types.SimpleNamespace(name=name, add_reference=lambda *_, **__: None)
 
     Image = Histogram = Table = staticmethod(lambda *_, **__: "media")

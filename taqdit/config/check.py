@@ -13,11 +13,13 @@ from taqdit.config.build import build, plain
 from taqdit.config.schema import RunConfig
 from taqdit.errors import ConfigError, InputError, TaqditError
 from taqdit.models.options import ModelSpec
+from taqdit.models.sites import site_paths
 from taqdit.plan import Plan
 from taqdit.plots import PlotOptions
 from taqdit.prompts import Prompts
 from taqdit.sampler import Sampler
 from taqdit.schedule import Schedule
+from taqdit.statistics.counts import MOST
 from taqdit.tracer import TracerOptions
 from taqdit.tracking import TrackingOptions
 
@@ -41,8 +43,8 @@ KINDS: dict[str, type] = {
     "plots": PlotOptions,
     "tracking": TrackingOptions,
 }
-STORED = ("conditioning", "trajectories")
-STAGES = ("conditioning", "trajectories", "calibration", "figures")
+STORED = ("conditioning", "trajectories", "statistics")
+STAGES = ("conditioning", "trajectories", "statistics", "calibration", "figures", "report")
 PREFLIGHT = ("on", "only", "off")
 RULES = ("sqnr", "seed")
 
@@ -68,6 +70,9 @@ def check(config: DictConfig) -> list[Problem]:
     problems += _imported_problems(config)
     if "schedule" in built and "timestep_selection" in built:
         problems += _selection_problems(built["timestep_selection"], built["schedule"])
+    if {"model", "sampler", "tracer"} <= built.keys() and config.inputs.statistics is None:
+        texts = _tracer_problems(built["model"], built["sampler"], built["tracer"])
+        problems += [Problem(f"tracer.{text}", ConfigError.exit_code) for text in texts]
     return problems
 
 
@@ -85,11 +90,6 @@ def _section_problems(config: DictConfig) -> Iterator[str]:
     for key in set(config) - {field.name for field in fields(RunConfig)}:
         yield f"{key} is no key of the configuration; see taqdit --help"
     yield from _stage_problems(config)
-    if config.inputs.statistics is not None:
-        yield (
-            f"inputs.statistics={config.inputs.statistics} cannot be used: this version does not"
-            " read activation statistics; leave it null"
-        )
 
 
 def _stage_problems(config: DictConfig) -> Iterator[str]:
@@ -114,11 +114,36 @@ def _names(value: Any) -> list[str] | None:
 
 
 def _imported_problems(config: DictConfig) -> list[Problem]:
-    path = config.inputs.calibration
-    if path is None or Path(path).is_file():
-        return []
-    text = f"inputs.calibration={path} is not a file; give the path of a calibration .npz"
-    return [Problem(text, InputError.exit_code)]
+    calibration, statistics = config.inputs.calibration, config.inputs.statistics
+    texts = []
+    if calibration is not None and not Path(calibration).is_file():
+        texts.append(
+            f"inputs.calibration={calibration} is not a file; give the path of a calibration .npz"
+        )
+    if statistics is not None and not Path(statistics).exists():
+        texts.append(
+            f"inputs.statistics={statistics} is not there; give the folder of a statistics stage"
+            " or the path of an .npz of activation statistics"
+        )
+    return [Problem(text, InputError.exit_code) for text in texts]
+
+
+def _tracer_problems(model: ModelSpec, sampler: Sampler, tracer: TracerOptions) -> Iterator[str]:
+    """What the options alone cannot know: the model's sites, and how much will be counted."""
+    if not tracer.places:
+        return
+    paths = site_paths(model)
+    if not paths:
+        yield f"places={list(tracer.places)}: {model.name} names no blocks; set tracer=none"
+    yield from tracer.problems(each.site for each in paths)
+    traced = min(tracer.num_trajectories or sampler.num_trajectories, sampler.num_trajectories)
+    per_fold = -(-traced // tracer.folds) + sampler.batch_size  # whole batches
+    most = max((2 * per_fold * each.tokens * each.site.width for each in paths), default=0)
+    if most > MOST:
+        yield (
+            f"folds={tracer.folds} of {traced} trajectories may count {most:,} values in one fold"
+            f" and 32 bits hold {MOST:,}; raise tracer.folds or lower tracer.num_trajectories"
+        )
 
 
 def build_group(config: DictConfig, group: str) -> Any:
@@ -147,7 +172,7 @@ def plan(config: DictConfig) -> Plan:
     """The objects of a composed configuration. Raises the error of all its problems."""
     raise_problems(check(config))
     built = {group: build_group(config, group) for group in GROUPS}
-    imported = config.inputs.calibration
+    imported, statistics = config.inputs.calibration, config.inputs.statistics
     return Plan(
         config=plain(config),
         model=built["model"],
@@ -162,9 +187,12 @@ def plan(config: DictConfig) -> Plan:
         refresh=tuple(config.refresh),
         preflight=config.preflight,
         export=config.calibration.export,
+        export_layers=config.statistics.export,
+        export_statistics=config.statistics.npz,
         allow_backend_change=config.allow_backend_change,
         output_dir=Path(config.output_dir).resolve(),
         imported=None if imported is None else Path(imported),
+        imported_statistics=None if statistics is None else Path(statistics),
     )
 
 

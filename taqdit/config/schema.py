@@ -51,6 +51,14 @@ class CalibrationConfig:
 
 
 @dataclass
+class StatisticsConfig:
+    """Schema of the section `statistics`."""
+
+    export: bool = True
+    npz: bool = False
+
+
+@dataclass
 class AnalysisConfig:
     """Schema of the section `analysis`."""
 
@@ -83,6 +91,7 @@ class RunConfig:
     allow_backend_change: bool = False
     output_dir: str = "outputs"
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     inputs: InputsConfig = field(default_factory=InputsConfig)
 

@@ -81,7 +81,8 @@ class ModelSpec:
     """A model and its settings; light: nothing is loaded until `load`.
 
     `latent_shape` is (h, w, 16), `num_text_tokens` the rows that the tokens of one text have.
-    `parameters` counts by part: mmdit (with adaln), adaln, vae, text.
+    `parameters` counts by part: mmdit (with adaln), adaln, vae, text. `blocks` counts multimodal
+    blocks and `unified_blocks` those after them; 0 and 0: unknown, such a model has no sites.
     """
 
     name: str
@@ -92,6 +93,9 @@ class ModelSpec:
     hidden: int
     source: Source = field(repr=False)
     token_width: int = 4096
+    blocks: int = 0
+    unified_blocks: int = 0
+    mlp_ratio: int = 4
     use_t5: bool = False
     w16: bool = False
     a16: bool = False

@@ -11,12 +11,31 @@ from dataclasses import dataclass
 
 __all__ = ["PlotOptions", "minimal", "none", "paper"]
 
-FIGURES = ("latent_curves", "image_grid", "selection_strip")
+OVERVIEW = (
+    "range_vs_timestep_all",
+    "range_vs_timestep_image",
+    "range_vs_timestep_text",
+    "range_vs_sigma",
+    "absmax_heatmap",
+    "heatmap_mean",
+    "heatmap_std",
+    "negative_fraction_heatmap",
+    "kurtosis_heatmap",
+    "outliers",
+)
+LAYER = ("histogram", "ridgeline", "channel_ranges", "channel_time")  # one of each per layer
+FIGURES = ("latent_curves", "image_grid", "selection_strip", *OVERVIEW, *LAYER)
+MINIMAL = ("latent_curves", "image_grid", "range_vs_timestep_all")
 
 
 @dataclass(frozen=True)
 class PlotOptions:
-    """Which figures a run draws, of which layers (None: all), in which file formats."""
+    """Which figures a run draws, in which file formats, and of which layers.
+
+    `layers` are patterns for the figures of single layers: a layer is named as its figures are
+    (`mm_00_img`, `mm_00_img_qkv_in`) or as its site is (`mm_00_img.qkv_in`). None: of each stream
+    the post-GELU layer whose largest channel stands out most.
+    """
 
     figures: tuple[str, ...]
     layers: tuple[str, ...] | None
@@ -29,8 +48,8 @@ def paper(*, layers: Sequence[str] | None = None) -> PlotOptions:
 
 
 def minimal(*, layers: Sequence[str] | None = None) -> PlotOptions:
-    """The latent curves and the images, as PNG."""
-    return PlotOptions(("latent_curves", "image_grid"), _layers(layers), ("png",))
+    """The latent curves, the images, and the range of every layer against the timestep, as PNG."""
+    return PlotOptions(MINIMAL, _layers(layers), ("png",))
 
 
 def none(*, layers: Sequence[str] | None = None) -> PlotOptions:

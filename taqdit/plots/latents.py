@@ -19,18 +19,19 @@ from taqdit.plots.style import (
     PAGE,
     PURPLE,
     VERMILLION,
+    Steps,
     integer_ticks,
+    mark_selected,
     new_figure,
     same_length,
     sigma_axis,
+    step_ticks_on_top,
     style,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Steps = Sequence[int] | np.ndarray
 
 
 def latent_curves(
@@ -60,9 +61,9 @@ def latent_curves(
         lower.plot(sigmas, std, color=GREEN, ls="-", label="std")
         lower.set_ylabel("latent std")
         lower.set_ylim(bottom=0)
-        _mark_selected(lower, sigmas[np.asarray(selected, dtype=int)])
+        mark_selected(lower, sigmas[np.asarray(selected, dtype=int)])
         sigma_axis(lower)
-        _step_ticks_on_top(upper, sigmas)
+        step_ticks_on_top(upper, sigmas)
         figure.legend(loc="outside upper center", ncols=3)
     return figure
 
@@ -117,22 +118,6 @@ def selection_strip(sigmas: np.ndarray, steps_per_trajectory: Sequence[Steps]) -
         made = f"{counts.sum():,} points from {len(chosen):,} trajectories"
         by_step.set_title(f"{made}, {len(used)} of {len(counts)} steps used", loc="left")
     return figure
-
-
-def _step_ticks_on_top(axis: Axes, sigmas: np.ndarray) -> None:
-    """A few steps above the sigma axis; chosen by sigma, since steps crowd near the noise."""
-    wanted = np.linspace(sigmas[0], sigmas[-1], 6)
-    steps = np.unique(np.abs(np.subtract.outer(wanted, sigmas)).argmin(axis=1))
-    top = axis.secondary_xaxis("top")
-    top.set_xticks(sigmas[steps], labels=[str(step) for step in steps])
-    top.set_xlabel("step")
-
-
-def _mark_selected(axis: Axes, sigmas: np.ndarray) -> None:
-    if len(sigmas):
-        label = f"calibration steps ({len(sigmas)})"
-        rug = axis.plot(sigmas, np.full(len(sigmas), 0.08), "|", color="black", ms=6, label=label)
-        rug[0].set(transform=axis.get_xaxis_transform(), markeredgewidth=0.9)
 
 
 def _chosen(steps_per_trajectory: Sequence[Steps], *, num_steps: int) -> np.ndarray:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from taqdit import store
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+Steps = Sequence[int] | np.ndarray
 COLUMN, PAGE = 3.3, 6.9  # widths in inches
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#e3e3e3"
 _STYLE = Path(__file__).with_name("paper.mplstyle")
@@ -45,11 +48,17 @@ def save(
         with style(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # the CSV has the text
             figure.savefig(buffer, format=kind, metadata=_METADATA.get(kind))
+        figure.set_layout_engine("none")  # what was placed for one format stays for the next
         made.append(folder / f"{name}.{kind}")
         store.publish_bytes(made[-1], buffer.getvalue())
     made.append(folder / f"{name}.csv")
-    store.publish_bytes(made[-1], _csv(table).encode())
+    publish_csv(made[-1], table)
     return made
+
+
+def publish_csv(path: Path, table: Mapping[str, Any]) -> None:
+    """Publish columns of equal length as a CSV. Raises StorageError if the disk is full."""
+    store.publish_bytes(path, _csv(table).encode())
 
 
 @contextmanager
@@ -72,6 +81,23 @@ def sigma_axis(axis: Axes) -> None:
     """x from noise (sigma 1, left) to image (0, right)."""
     axis.set_xlim(1.02, -0.02)
     axis.set_xlabel("sigma (noise → image)")
+
+
+def step_ticks_on_top(axis: Axes, sigmas: np.ndarray) -> None:
+    """A few steps above the sigma axis; chosen by sigma, since steps crowd near the noise."""
+    wanted = np.linspace(sigmas[0], sigmas[-1], 6)
+    steps = np.unique(np.abs(np.subtract.outer(wanted, sigmas)).argmin(axis=1))
+    top = axis.secondary_xaxis("top")
+    top.set_xticks(sigmas[steps], labels=[str(step) for step in steps])
+    top.set_xlabel("step")
+
+
+def mark_selected(axis: Axes, sigmas: np.ndarray) -> None:
+    """A tick at the sigma of each calibration step, at the foot of the axis."""
+    if len(sigmas):
+        label = f"calibration steps ({len(sigmas)})"
+        rug = axis.plot(sigmas, np.full(len(sigmas), 0.08), "|", color="black", ms=6, label=label)
+        rug[0].set(transform=axis.get_xaxis_transform(), markeredgewidth=0.9)
 
 
 def integer_ticks(axis: Axis, most: int) -> None:

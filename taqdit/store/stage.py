@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from taqdit.errors import CorruptError, StorageError
+from taqdit.errors import CorruptError, InputError, StorageError
 from taqdit.store import disk
 from taqdit.store.claim import claim
 from taqdit.store.digest import canonical_json, corrupt, read_stamped, sha256_file, stamp
@@ -67,6 +67,17 @@ class Stage:
         stage = cls(_folder(root, name, fingerprint), name, fingerprint)
         if not stage.path(_STAGE).exists():
             return None
+        stage._document()
+        return stage
+
+    @classmethod
+    def at(cls, folder: Path) -> "Stage":
+        """The stage whose folder this is, to read. InputError if it is none, errors as `open`."""
+        folder = folder.resolve()
+        if not (folder / _STAGE).is_file():
+            raise InputError(f"{folder} is no stage of a store: it has no {_STAGE}")
+        mark = str(read_stamped(folder / _STAGE).get("fingerprint"))
+        stage = cls(folder, folder.parent.name, mark)
         stage._document()
         return stage
 
@@ -168,6 +179,12 @@ class Stage:
         self.moved_aside.append((file_name, reason))
         _log.warning("%s is moved aside to %s: %s", file_name, target, reason)
         return target
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Delete files of the stage that others have made superfluous, and take the seal off."""
+        for name in names:
+            disk.remove(self.path(_SEAL))
+            disk.remove(self.path(name))
 
     def seal(self) -> None:
         """List every data file with its sha256 in SEALED.json: the stage is complete."""

@@ -16,16 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from taqdit.tracking.exits import ExitGuard
-from taqdit.tracking.plain import merge_bins
 from taqdit.tracking.secrets import mask_text
 from taqdit.tracking.tracker import RunInfo
 from taqdit.tracking.worker import Worker, describe
 
 _log = logging.getLogger(__name__)
-MAX_BINS = 512  # W&B takes no longer histogram
+MAX_LINES = 64  # of one chart: more are slow to draw and cannot be told apart
+MAX_CHART_ROWS = 10000  # W&B leaves out what a chart's table holds beyond
 MAX_EXIT = 10.0  # seconds for W&B's own exit hooks
 MAX_NAME = 64  # of a tag, a job type
 X_AXES = ("sigma", "timestep", "step")  # what curves are drawn against, by preference
@@ -103,6 +101,7 @@ class _Calls:
         self._wandb: Any = None
         self._run: Any = None
         self._defined: set[str] = set()
+        self._uses: dict[str, str] = {}
 
     def open(self) -> None:
         if not self._options.online:
@@ -122,44 +121,46 @@ class _Calls:
         self.opened.set()
 
     def scalars(self, axis: dict[str, Any], values: dict[str, Any]) -> None:
-        self._define(values, axis)
-        self._run.log(axis | values)
+        along = next((x for x in X_AXES if x in axis), next(iter(axis), None))
+        self._define(values, axis, along)
+        self._log_row(axis | values)
 
-    def histogram(
-        self, name: str, axis: dict[str, Any], counts: list[Any], edges: list[Any]
+    def histograms(
+        self, axis: dict[str, Any], along: str, scalars: dict[str, Any], values: dict[str, Any]
     ) -> None:
-        bins = merge_bins(np.asarray(counts), np.asarray(edges, dtype=float), most=MAX_BINS)
-        self._define([name], axis)
-        self._run.log(axis | {name: self._wandb.Histogram(np_histogram=bins)})
+        self._define([*scalars, *values], axis, along)
+        drawn = {
+            name: self._wandb.Histogram(np_histogram=(found["counts"], found["edges"]))
+            for name, found in values.items()
+        }
+        self._log_row(axis | scalars | drawn)
 
     def curves(self, name: str, x_name: str, x: list[Any], ys: dict[str, list[Any]]) -> None:
-        self._define([f"{name}/{key}" for key in ys], {x_name: 0.0})
-        for i, at in enumerate(x):
-            self._run.log({x_name: at, **{f"{name}/{key}": y[i] for key, y in ys.items()}})
         if x and ys:
-            self._run.log({name: self._chart(name, x_name, x, ys)})
+            self._log_row({name: self._chart(name, x_name, x, ys)})
 
     def table(self, name: str, columns: list[Any], rows: list[Any]) -> None:
         table = self._wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
-        self._run.log({name: table})
+        self._log_row({name: table})
 
     def image(self, name: str, path: str, caption: str) -> None:
-        self._run.log({name: self._wandb.Image(path, caption=caption or None)})
+        self._log_row({name: self._wandb.Image(path, caption=caption or None)})
 
     def artifact(self, name: str, type: str, path: str, metadata: dict[str, Any]) -> None:
-        artifact = self._wandb.Artifact(_artifact_name(name), type=type, metadata=metadata)
-        where = Path(path).resolve()
-        artifact.add_reference(where.as_uri(), checksum=_bytes(where) <= CHECKSUM_BYTES)
-        self._run.log_artifact(artifact, aliases=["latest"])
+        made = self._reference(name, type, path, metadata)
+        self._run.log_artifact(made, aliases=["latest"])
 
-    def uses(self, name: str, type: str) -> None:
-        """Lineage is W&B's to draw, online only; one that it does not know yet is no failure."""
+    def uses(self, name: str, type: str, path: str) -> None:
+        """Offline W&B has no way to say it, so it stands in the config too: `uses.<type>`."""
+        before = self._uses.get(type)
+        self._uses[type] = name if before is None else f"{before}, {name}"
+        self._run.config.update({"uses": dict(self._uses)}, allow_val_change=True)
         if not self._options.online:
             return
         try:
-            self._run.use_artifact(f"{_artifact_name(name)}:latest", type=type)
+            self._run.use_artifact(self._reference(name, type, path, {}))
         except (self._wandb.errors.CommError, ValueError) as error:
-            _log.info("W&B: no artifact %s to link to (%s)", name, describe(error))
+            _log.info("W&B: %s is not linked to this run (%s)", name, describe(error))
 
     def summary(self, values: dict[str, Any]) -> None:
         self._run.summary.update(values)
@@ -197,18 +198,32 @@ class _Calls:
             settings=settings,
         )
 
-    def _chart(self, name: str, x_name: str, x: list[Any], ys: dict[str, list[Any]]) -> Any:
-        keys, values = list(ys), list(ys.values())
-        return self._wandb.plot.line_series(xs=x, ys=values, keys=keys, title=name, xname=x_name)
+    def _reference(self, name: str, type: str, path: str, metadata: dict[str, Any]) -> Any:
+        made = self._wandb.Artifact(_artifact_name(name), type=type, metadata=metadata)
+        where = Path(path).resolve()
+        made.add_reference(where.as_uri(), checksum=_bytes(where) <= CHECKSUM_BYTES)
+        return made
 
-    def _define(self, names: Any, axis: dict[str, Any]) -> None:
+    def _log_row(self, row: dict[str, Any]) -> None:
+        self._run.log({_metric(name): value for name, value in row.items()})
+
+    def _chart(self, name: str, x_name: str, x: list[Any], ys: dict[str, list[Any]]) -> Any:
+        """At most MAX_LINES lines, evenly spread over `ys`; NaN and infinities are gaps."""
+        most = max(1, min(MAX_LINES, MAX_CHART_ROWS // len(x)))
+        keys = _spread(list(ys), most)
+        if len(keys) < len(ys):
+            words = "W&B: the chart %s shows %d of %d curves; events.jsonl has them all"
+            _log.info(words, name, len(keys), len(ys))
+        lines = [[None if isinstance(y, str) else y for y in ys[key]] for key in keys]
+        return self._wandb.plot.line_series(xs=x, ys=lines, keys=keys, title=name, xname=x_name)
+
+    def _define(self, names: Any, axis: dict[str, Any], along: str | None) -> None:
         """Tells W&B once per name what it is drawn against."""
-        along = next((x for x in X_AXES if x in axis), next(iter(axis), None))
         for name in [name for name in axis if name not in self._defined]:
-            self._run.define_metric(name, hidden=True)
+            self._run.define_metric(_metric(name), hidden=True)
             self._defined.add(name)
         for name in [name for name in names if name not in self._defined]:
-            self._run.define_metric(name, step_metric=along)
+            self._run.define_metric(_metric(name), step_metric=along and _metric(along))
             self._defined.add(name)
 
 
@@ -227,6 +242,18 @@ def _restore(exit_function: Any, excepthook: Any) -> None:
     for name, before in (("exit", exit_function), ("excepthook", excepthook)):
         if (getattr(getattr(sys, name), "__module__", None) or "").startswith("wandb."):
             setattr(sys, name, before)
+
+
+def _metric(name: str) -> str:
+    """A site's name has a dot, and W&B does not find the x axis of a metric that has one."""
+    return name.replace(".", "/")
+
+
+def _spread(names: list[str], most: int) -> list[str]:
+    """At most `most` of `names`, evenly spaced, with both ends."""
+    if len(names) <= most:
+        return names
+    return [names[i * (len(names) - 1) // max(1, most - 1)] for i in range(most)]
 
 
 def _artifact_name(name: str) -> str:

@@ -25,6 +25,7 @@ _LOOKS_LIKE_A_KEY = re.compile(
     r"|wandb_v\d_[\w-]{20,}|hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[\w-]{20,})"
 )
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_NUMBERS = {int, float, bool, type(None)}
 _SHORTEST_ENV_SECRET = 16  # shorter values ("disabled") are words that occur by chance
 
 
@@ -57,6 +58,8 @@ def _masked(value: Any, name: str, known: tuple[str, ...]) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _masked(v, _path(name, str(k)), known) for k, v in value.items()}
     if isinstance(value, list | tuple):
+        if _NUMBERS.issuperset(map(type, value)) and not _words(name) & _PASSWORDS:
+            return list(value)  # the counts of a histogram: not worth a look each
         return [_masked(item, name, known) for item in value]
     if isinstance(value, str | bytes):
         text = value if isinstance(value, str) else value.decode("utf-8", "replace")

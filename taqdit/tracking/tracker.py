@@ -10,10 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from taqdit.tracking.plain import plain
+from taqdit.tracking.plain import merge_bins, plain
 from taqdit.tracking.secrets import mask_secrets
 
 Numbers = Sequence[float] | np.ndarray
+Counted = tuple[Numbers, Numbers]  # a histogram: counts (k,), edges (k + 1,) increasing
+ROW_BINS, MIN_BINS, MAX_BINS = 4096, 64, 512  # of a row's histograms; of each (W&B takes 512)
 
 
 @dataclass(frozen=True)
@@ -68,21 +70,32 @@ class Tracker:
         """All numbers of one point in one call: each call is a row."""
         self._tell("scalars", axis=axis, values=values)
 
-    def histogram(
+    def histograms(
         self,
-        name: str,
-        counts: Numbers,
-        edges: Numbers,
+        values: Mapping[str, Counted],
         *,
         axis: Mapping[str, float],
+        scalars: Mapping[str, float] | None = None,
+        along: str = "timestep",
     ) -> None:
-        """A histogram already counted: `counts` (k,), `edges` (k + 1,) increasing."""
-        if len(edges) != len(counts) + 1:
-            raise ValueError(f"{name}: {len(counts)} counts need one more edge, not {len(edges)}")
-        self._tell("histogram", name=name, axis=axis, counts=counts, edges=edges)
+        """All histograms and numbers of one point in one call: each call is a row.
+
+        They are drawn along the name `along` of `axis`. A histogram is counted already. So that
+        rows stay small, neighbouring bins are merged: 4096 bins a row, but 64 to 512 for each
+        histogram; counts become whole numbers with the same total, edges have 7 digits.
+        """
+        if along not in axis:
+            raise ValueError(f"along={along!r} must be a name in axis: {', '.join(axis)}")
+        numbers = dict(scalars or {})
+        if twice := numbers.keys() & values.keys():
+            raise ValueError(f"{min(twice)} is both a histogram and a number")
+        most = min(MAX_BINS, max(MIN_BINS, ROW_BINS // max(1, len(values))))
+        merged = {name: _merged(name, *counted, most=most) for name, counted in values.items()}
+        self._tell("histograms", axis=axis, along=along, scalars=numbers, values=merged)
 
     def curves(self, name: str, *, x: Numbers, ys: Mapping[str, Numbers], x_name: str) -> None:
-        """Whole curves at once, each as long as `x`; they need no `scalars` besides."""
+        """One chart of whole curves, each as long as `x`. It makes no rows: to compare runs point
+        by point, tell the numbers to `scalars` or `histograms` too."""
         for key, y in ys.items():
             if len(y) != len(x):
                 raise ValueError(f"{name}/{key}: {len(y)} values for {len(x)} of {x_name}")
@@ -102,9 +115,9 @@ class Tracker:
         """A reference to a file or folder; nothing is copied."""
         self._tell("artifact", name=name, type=kind, path=path, metadata=metadata)
 
-    def uses(self, name: str, *, kind: str) -> None:
-        """This run read the artifact `name`, which it or another run made."""
-        self._tell("uses", name=name, type=kind)
+    def uses(self, name: str, *, kind: str, path: Path) -> None:
+        """This run read the artifact `name` at `path`; nobody need have tracked it before."""
+        self._tell("uses", name=name, type=kind, path=path)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Final values; later ones add to or replace earlier ones."""
@@ -122,3 +135,10 @@ class Tracker:
         if not self._finished and self._sinks:
             for sink in self._sinks:
                 sink.emit(kind, mask_secrets(plain(fields)))
+
+
+def _merged(name: str, counts: Numbers, edges: Numbers, *, most: int) -> dict[str, Any]:
+    if len(counts) < 1 or len(edges) != len(counts) + 1:
+        raise ValueError(f"{name}: {len(counts)} counts need one more edge, not {len(edges)}")
+    whole, ends = merge_bins(np.asarray(counts), np.asarray(edges, dtype=float), most=most)
+    return {"counts": whole, "edges": [float(f"{end:.7g}") for end in ends]}

@@ -100,6 +100,7 @@ def _spec(source, latent_size, **options):
         hidden=1,
         source=source,
         token_width=TOKEN_WIDTH,
+        blocks=0 if source.nan_step else 1,  # its shape alone: there is nothing to read
         **options,
     )
 

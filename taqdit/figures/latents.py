@@ -1,53 +1,38 @@
-"""The figures and curves of one run: tables drawn by `plots`, saved and handed to the tracker."""
+"""Figures and curves of the latents, the images and the selected steps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from taqdit.calibration import selections
-from taqdit.latents import LatentStatistics, latent_statistics
+from taqdit.figures.drawing import Drawing
+from taqdit.latents import LatentStatistics
 from taqdit.plan import Plan
 from taqdit.plots.latents import image_grid, latent_curves, selection_strip
-from taqdit.plots.style import save
-from taqdit.store import make_folder
 from taqdit.tracking import Tracker
 from taqdit.trajectory import TrajectorySet
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+HEADING = "Trajectories and selection"
 MOST_PICTURES = 36  # in one grid
 
 
-def draw(plan: Plan, trajectories: TrajectorySet, folder: Path, tracker: Tracker) -> list[Path]:
-    """Log the latent curves; draw, save and log the figures that the run asks for.
-
-    Returns the files made, all below `folder/figures`.
-    """
-    found = latent_statistics(trajectories)
-    log_curves(found, trajectories, tracker)
+def latent_figures(
+    plan: Plan, trajectories: TrajectorySet, found: LatentStatistics
+) -> Iterator[Drawing]:
+    """Those that the run asks for."""
     chosen = chosen_steps(plan, trajectories)
-    drawn = {}
-    if "latent_curves" in plan.plots.figures:
-        drawn["latent_curves"] = _curves(found, trajectories, chosen)
-    if "selection_strip" in plan.plots.figures:
-        drawn["selection_strip"] = _strip(trajectories, chosen)
-    if "image_grid" in plan.plots.figures and plan.sampler.images:
-        drawn["image_grid"] = _grid(trajectories)
-    made: list[Path] = []
-    make_folder(folder / "figures")
-    for name, (figure, table) in drawn.items():
-        files = save(figure, folder / "figures", name, table, formats=plan.plots.formats)
-        tracker.image(f"figures/{name}", files[0])
-        made += files
-    return made
+    wanted = plan.plots.figures
+    if "image_grid" in wanted and plan.sampler.images:
+        yield _grid(trajectories)
+    if "latent_curves" in wanted:
+        yield _curves(found, trajectories, chosen)
+    if "selection_strip" in wanted:
+        yield _strip(trajectories, chosen)
 
 
-def log_curves(found: LatentStatistics, trajectories: TrajectorySet, tracker: Tracker) -> None:
+def log_curves(trajectories: TrajectorySet, found: LatentStatistics, tracker: Tracker) -> None:
     """One row per latent: mean, std, min and max against step, sigma and timestep."""
     for step, (sigma, timestep) in enumerate(
         zip(trajectories.sigmas, trajectories.timesteps, strict=True)
@@ -75,9 +60,6 @@ def chosen_steps(plan: Plan, trajectories: TrajectorySet) -> list[list[int]]:
     return [selection.indices.tolist() for selection in chosen]
 
 
-Drawing = tuple["Figure", Mapping[str, Any]]  # what is drawn, and its numbers by column
-
-
 def _curves(
     found: LatentStatistics, trajectories: TrajectorySet, chosen: list[list[int]]
 ) -> Drawing:
@@ -93,7 +75,8 @@ def _curves(
         "max": found.high,
         "selected": [int(step in used) for step in range(len(sigmas))],
     }
-    return figure, table
+    title = "Latents against sigma: mean, spread, extremes; ticks mark the calibration steps"
+    return Drawing("latent_curves", HEADING, title, figure, table)
 
 
 def _strip(trajectories: TrajectorySet, chosen: list[list[int]]) -> Drawing:
@@ -104,11 +87,14 @@ def _strip(trajectories: TrajectorySet, chosen: list[list[int]]) -> Drawing:
         "step": [step for _, step in pairs],
         "sigma": [trajectories.sigmas[step] for _, step in pairs],
     }
-    return figure, table
+    title = "The steps that become calibration points"
+    return Drawing("selection_strip", HEADING, title, figure, table)
 
 
 def _grid(trajectories: TrajectorySet) -> Drawing:
     indices = range(min(len(trajectories), MOST_PICTURES))
     texts = [trajectories.prompts.text(index) for index in indices]
     images = np.stack([trajectories.picture(index) for index in indices])
-    return image_grid(images, texts), {"trajectory": list(indices), "prompt": texts}
+    table = {"trajectory": list(indices), "prompt": texts}
+    title = "The sampled images with their prompts"
+    return Drawing("image_grid", HEADING, title, image_grid(images, texts), table)

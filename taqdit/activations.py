@@ -1,0 +1,240 @@
+"""Stored statistics of activations: one shard per step, and the views that a selection gives.
+
+A shard names its extent, the number of trajectories that it covers: asking for more later goes on
+from there. Checkpoints are the same shards under another name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from taqdit.errors import CorruptError, InputError
+from taqdit.overview import LayerTable, Overview, layer_table, overview
+from taqdit.selection import Selection
+from taqdit.statistics import Histogram, Layout, Site, StepStatistics
+from taqdit.store import Shard, Stage
+
+KIND = "statistics"
+_NAME = re.compile(r"(trajectories|checkpoint)_(\d{7})_step_(\d{4})\.safetensors")
+
+
+def file_name(extent: int, step: int) -> str:
+    """The shard of a step that covers the first `extent` trajectories."""
+    return f"trajectories_{extent:07d}_step_{step:04d}.safetensors"
+
+
+def checkpoint_prefix(extent: int) -> str:
+    """How the names of one checkpoint begin."""
+    return f"checkpoint_{extent:07d}_"
+
+
+def checkpoint_name(extent: int, step: int) -> str:
+    """The same while the stage is under way."""
+    return f"{checkpoint_prefix(extent)}step_{step:04d}.safetensors"
+
+
+def stored_extents(stage: Stage) -> list[int]:
+    """Extents of which the stage holds anything, checkpoints among them, ascending."""
+    return sorted({int(found[2]) for found in map(_NAME.fullmatch, stage.names()) if found})
+
+
+def checkpoint_extents(stage: Stage) -> list[int]:
+    """Extents of the checkpoints, ascending."""
+    found = [match for match in map(_NAME.fullmatch, stage.names()) if match]
+    return sorted({int(match[2]) for match in found if match[1] == "checkpoint"})
+
+
+def write_step(
+    stage: Stage,
+    name: str,
+    statistics: StepStatistics,
+    *,
+    extent: int,
+    step: int,
+    sigma: float,
+    timestep: float,
+) -> None:
+    """Publish the statistics of one step under `name`."""
+    layout = statistics.layout
+    stage.write(
+        name,
+        statistics.tensors(),
+        kind=KIND,
+        index=_index(extent, step),
+        metadata={
+            "extent": extent,
+            "step": step,
+            "sigma": sigma,
+            "timestep": timestep,
+            "folds": layout.folds,
+            "sites": [[site.name, site.width] for site in layout.sites],
+        },
+    )
+
+
+def read_step(
+    stage: Stage, name: str, *, extent: int, step: int, layout: Layout | None = None
+) -> StepStatistics:
+    """The statistics of a stored step. CorruptError if damaged, or not of these sites."""
+    shard = stage.read(name, kind=KIND, index=_index(extent, step))
+    try:
+        found = _layout(shard)
+        if layout not in (None, found):
+            raise ValueError("it holds other sites or folds")
+        return StepStatistics.of_tensors(found, shard.tensors)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{stage.path(name)} is damaged: {error}") from error
+
+
+def _index(extent: int, step: int) -> str:
+    return f"{extent}/{step}"
+
+
+def _layout(shard: Shard) -> Layout:
+    return Layout.of(shard.metadata["sites"], folds=int(shard.metadata["folds"]))
+
+
+class Statistics:
+    """Statistics of every site at every step over the first `extent` trajectories of a stage.
+
+    Arrays are mapped from the files, each verified when it is first read. `sigmas` and
+    `timesteps` are (num_steps,): where the model was evaluated.
+    """
+
+    def __init__(self, stage: Stage, *, extent: int | None = None) -> None:
+        self._stage = stage
+        self.extent = _largest_extent(stage) if extent is None else extent
+        self.num_steps = _count_steps(stage, self.extent)
+        self.step = lru_cache(maxsize=None)(self._step)
+        shards = [self._shard(step).metadata for step in range(self.num_steps)]
+        self.sigmas = np.array([shard["sigma"] for shard in shards])
+        self.timesteps = np.array([shard["timestep"] for shard in shards])
+        self.layout = self.step(0).layout
+
+    @classmethod
+    def open(cls, path: str | Path) -> Statistics:
+        """The statistics in a stage's folder. InputError if there are none."""
+        return cls(Stage.at(Path(path)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the stage: names everything that went into the numbers."""
+        return self._stage.fingerprint
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage is."""
+        return self._stage.folder
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """In the order of the data flow."""
+        return self.layout.sites
+
+    @property
+    def folds(self) -> int:
+        """Groups of trajectories; trajectory i is in group i mod folds."""
+        return self.layout.folds
+
+    def overview(self) -> Overview:
+        """A number per site and step: extremes, percentiles, ratios."""
+        return overview(self)
+
+    def layer_table(self, site: int, *, steps: Sequence[int] | None = None) -> LayerTable:
+        """One site, given by its number, at the given steps (None: all)."""
+        return layer_table(self, site, steps=steps)
+
+    def view(self, selections: Sequence[Selection] | None = None) -> View:
+        """What a selection sees; None: every step. No model is run."""
+        return View(self, None if selections is None else cells_of(selections, self))
+
+    def _step(self, step: int) -> StepStatistics:
+        if not 0 <= step < self.num_steps:
+            raise IndexError(f"step {step} of {self.num_steps}")
+        name = file_name(self.extent, step)
+        return read_step(self._stage, name, extent=self.extent, step=step)
+
+    def _shard(self, step: int) -> Shard:
+        index = _index(self.extent, step)
+        return self._stage.read(file_name(self.extent, step), kind=KIND, index=index)
+
+
+def cells_of(selections: Sequence[Selection], statistics: Statistics) -> np.ndarray:
+    """(folds, num_steps) bool: in which (fold, step) a trajectory is selected.
+
+    `selections` holds one per trajectory, of which the first `extent` are traced.
+    """
+    cells = np.zeros((statistics.folds, statistics.num_steps), bool)
+    for trajectory, selection in enumerate(selections[: statistics.extent]):
+        cells[trajectory % statistics.folds, selection.indices] = True
+    return cells
+
+
+class View:
+    """Some (fold, step) cells of statistics, merged.
+
+    Histograms and extremes of a site come from the cells alone. Moments and extremes of channels
+    are kept over all trajectories: they come from every step in which any cell is chosen.
+    """
+
+    def __init__(self, statistics: Statistics, cells: np.ndarray | None = None) -> None:
+        self.statistics = statistics
+        everything = np.ones((statistics.folds, statistics.num_steps), bool)
+        self.cells = everything if cells is None else cells
+        if not self.cells.any():
+            raise InputError("the selection has no step among the traced trajectories")
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps in which any trajectory is chosen."""
+        return np.flatnonzero(self.cells.any(axis=0)).tolist()
+
+    def channels(self) -> StepStatistics:
+        """All sites over the view's steps, all trajectories together, bin counts left out."""
+        first, *others = (self.statistics.step(step).without_counts() for step in self.steps)
+        for other in others:
+            first = first.merged(other)
+        return first
+
+    def low(self, site: int) -> float:
+        """Smallest value of a site."""
+        return min(float(each.min()) for each in self._of_cells("fold_low", site))
+
+    def high(self, site: int) -> float:
+        """Largest value of a site."""
+        return max(float(each.max()) for each in self._of_cells("fold_high", site))
+
+    def histogram(self, site: int) -> Histogram:
+        """The distribution of a site's values."""
+        tables = [
+            self.statistics.step(step).values[site].of_folds(self.cells[:, step])
+            for step in self.steps
+        ]
+        return Histogram.of(tables, low=self.low(site), high=self.high(site))
+
+    def _of_cells(self, name: str, site: int) -> Iterator[np.ndarray]:
+        for step in self.steps:
+            yield getattr(self.statistics.step(step), name)[self.cells[:, step], site]
+
+
+def _largest_extent(stage: Stage) -> int:
+    found = [match for match in map(_NAME.fullmatch, stage.names()) if match]
+    extents = [int(match[2]) for match in found if match[1] == "trajectories"]
+    if not extents:
+        raise InputError(f"{stage.folder} holds no statistics")
+    return max(extents)
+
+
+def _count_steps(stage: Stage, extent: int) -> int:
+    found = [match for match in map(_NAME.fullmatch, stage.names()) if match]
+    steps = {int(match[3]) for match in found if match[0] == file_name(extent, int(match[3]))}
+    if steps != set(range(len(steps))) or not steps:
+        raise InputError(
+            f"{stage.folder} lacks steps of the statistics over {extent} trajectories; run again"
+        )
+    return len(steps)

@@ -1,0 +1,211 @@
+"""Figures of the activation statistics, and which layers get figures of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from taqdit.errors import ConfigError
+from taqdit.figures.drawing import Drawing
+from taqdit.overview import LayerTable, Overview
+from taqdit.plots import PlotOptions, heatmaps, layers, outliers, overview
+from taqdit.plots.distribution import distribution_table
+from taqdit.statistics import Site
+
+HEADING, LAYERS_HEADING = "Activations", "Single layers"
+PANELS, RIDGES = 12, 16  # steps that one figure shows at most
+_STREAMS = {"all": None, "image": "img", "text": "txt"}
+
+
+def activation_figures(
+    table: Overview,
+    layer: Callable[[int], LayerTable],
+    options: PlotOptions,
+    *,
+    selected: Sequence[int],
+) -> Iterator[Drawing]:
+    """Those that the options ask for and that the statistics can fill.
+
+    `layer(site number)` gives the detailed table of one site; `selected` are the steps that any
+    trajectory contributes to the calibration set.
+    """
+    for name in options.figures:
+        if name in _OVERVIEW and not _empty(table, name):
+            yield _OVERVIEW[name](table, selected)
+    wanted = [name for name in options.figures if name in _LAYER]
+    for site in chosen_layers(table, options.layers) if wanted else []:
+        detail = layer(site)
+        for name in wanted:
+            yield _LAYER[name](detail, selected)
+
+
+def chosen_layers(table: Overview, patterns: Sequence[str] | None) -> list[int]:
+    """Numbers of the sites that get figures of their own. ConfigError if a pattern fits none."""
+    if patterns is None:
+        return worst_layers(table)
+    chosen: list[int] = []
+    for pattern in patterns:
+        found = [i for i, site in enumerate(table.sites) if _fits(site, pattern)]
+        if not found:
+            labels = ", ".join(site.label for site in table.sites[:8])
+            raise ConfigError(
+                f"plots.layers: {pattern!r} matches none of the {len(table.sites)} traced layers"
+                f" ({labels} ..)"
+            )
+        chosen += found
+    return sorted(set(chosen))
+
+
+def worst_layers(table: Overview) -> list[int]:
+    """Of each stream the post-GELU layer (if any was read) whose top channel stands out most."""
+    ratio = np.nan_to_num(table.channel_ratio, nan=0.0, posinf=0.0).max(axis=1)
+    places = {site.place for site in table.sites}
+    place = "post_gelu" if "post_gelu" in places else None
+    streams = dict.fromkeys(site.stream for site in table.sites)
+    groups = [table.where(place=place, stream=stream) for stream in streams]
+    return sorted(int(group[ratio[group].argmax()]) for group in groups if len(group))
+
+
+def _fits(site: Site, pattern: str) -> bool:
+    return fnmatchcase(site.label, pattern) or fnmatchcase(site.name, pattern)
+
+
+def spaced(steps: Sequence[int], most: int) -> list[int]:
+    """At most `most` of the steps, evenly spaced, with both ends."""
+    if len(steps) <= most:
+        return list(steps)
+    return [steps[round(i)] for i in np.linspace(0, len(steps) - 1, most)]
+
+
+def _empty(table: Overview, name: str) -> bool:
+    """Whether there is nothing to draw: no such site, or numbers that the source does not have."""
+    if name in _RANGES:
+        stream = _STREAMS[_RANGES[name]]
+        return stream is not None and not len(table.where(stream=stream))
+    field = _FIELDS.get(name)
+    return field is not None and bool(np.isnan(getattr(table, field)).all())
+
+
+def _range(part: str) -> Callable[[Overview, Sequence[int]], Drawing]:
+    stream, whose = _STREAMS[part], {"all": "every layer"}.get(part, f"the {part} stream")
+
+    def draw(table: Overview, _selected: Sequence[int]) -> Drawing:
+        return Drawing(
+            f"range_vs_timestep_{part}",
+            HEADING,
+            f"Median channel range of {whose} against the timestep",
+            overview.range_vs_timestep(table, stream),
+            overview.site_table(table, "median_range", stream),
+        )
+
+    return draw
+
+
+def _share(table: Overview, selected: Sequence[int]) -> Drawing:
+    return Drawing(
+        "range_vs_sigma",
+        HEADING,
+        "How much of its range over all steps each layer has at one; ticks: calibration steps",
+        overview.range_vs_sigma(table, selected),
+        overview.range_share_table(table, selected),
+    )
+
+
+def _heatmap(
+    name: str, draw: Callable[[Overview], Any], title: str
+) -> Callable[[Overview, Sequence[int]], Drawing]:
+    def drawing(table: Overview, _selected: Sequence[int]) -> Drawing:
+        numbers = overview.site_table(table, _FIELDS[name])
+        return Drawing(name, HEADING, title, draw(table), numbers)
+
+    return drawing
+
+
+def _outliers(table: Overview, _selected: Sequence[int]) -> Drawing:
+    title = "Is an outlier a channel or a few tokens? Each layer at its worst step"
+    numbers = outliers.outlier_table(table)
+    return Drawing("outliers", HEADING, title, outliers.outliers(table), numbers)
+
+
+_RANGES = {f"range_vs_timestep_{part}": part for part in _STREAMS}
+_FIELDS = {
+    "absmax_heatmap": "absmax",
+    "heatmap_mean": "mean",
+    "heatmap_std": "std",
+    "negative_fraction_heatmap": "negative",
+    "kurtosis_heatmap": "kurtosis",
+    "outliers": "token_ratio",
+}
+_OVERVIEW: dict[str, Callable[[Overview, Sequence[int]], Drawing]] = {
+    **{name: _range(part) for name, part in _RANGES.items()},
+    "range_vs_sigma": _share,
+    "absmax_heatmap": _heatmap(
+        "absmax_heatmap", heatmaps.absmax_heatmap, "Largest magnitude by layer and step"
+    ),
+    "heatmap_mean": _heatmap(
+        "heatmap_mean", heatmaps.heatmap_mean, "Mean, median over channels, by layer and step"
+    ),
+    "heatmap_std": _heatmap(
+        "heatmap_std",
+        heatmaps.heatmap_std,
+        "Standard deviation, median over channels, by layer and step",
+    ),
+    "negative_fraction_heatmap": _heatmap(
+        "negative_fraction_heatmap",
+        heatmaps.negative_fraction_heatmap,
+        "Share of values below zero by layer and step",
+    ),
+    "kurtosis_heatmap": _heatmap(
+        "kurtosis_heatmap",
+        heatmaps.kurtosis_heatmap,
+        "Kurtosis by layer and step: how heavy the tails are (3 for a Gaussian)",
+    ),
+    "outliers": _outliers,
+}
+
+
+def _histogram(table: LayerTable, selected: Sequence[int]) -> Drawing:
+    steps = spaced(selected or range(len(table.sigmas)), PANELS)
+    figure = layers.histogram_panels(table, steps)
+    return _layer("histogram", table, "Distribution at the calibration steps of", figure, steps)
+
+
+def _ridgeline(table: LayerTable, _selected: Sequence[int]) -> Drawing:
+    steps = spaced(range(len(table.sigmas)), RIDGES)
+    figure = layers.ridgeline(table, steps)
+    return _layer("ridgeline", table, "Distribution over time of", figure, steps)
+
+
+def _channel_ranges(table: LayerTable, _selected: Sequence[int]) -> Drawing:
+    title = "Range of every channel, the top 2 % in red, of"
+    return _layer("channel_ranges", table, title, layers.channel_ranges(table))
+
+
+def _channel_time(table: LayerTable, _selected: Sequence[int]) -> Drawing:
+    title = "Largest magnitude of the largest channels over time of"
+    return _layer("channel_time", table, title, layers.channel_time(table))
+
+
+def _layer(
+    kind: str, table: LayerTable, title: str, figure: Any, steps: Sequence[int] = ()
+) -> Drawing:
+    numbers = _TABLES[kind](table, steps)
+    name = f"{kind}_{table.site.label}"
+    return Drawing(name, LAYERS_HEADING, f"{title} {table.site.name}", figure, numbers)
+
+
+_TABLES: dict[str, Callable[[LayerTable, Sequence[int]], Any]] = {
+    "histogram": distribution_table,
+    "ridgeline": distribution_table,
+    "channel_ranges": lambda table, _steps: layers.channel_range_table(table),
+    "channel_time": lambda table, _steps: layers.channel_time_table(table),
+}
+_LAYER = {
+    "histogram": _histogram,
+    "ridgeline": _ridgeline,
+    "channel_ranges": _channel_ranges,
+    "channel_time": _channel_time,
+}

@@ -1,0 +1,90 @@
+"""What a run shows of its results: figures, tracked numbers, the table of layers, the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from taqdit.figures import Drawn, save_all
+from taqdit.figures.activations import activation_figures
+from taqdit.figures.latents import latent_figures, log_curves
+from taqdit.figures.tracked import layer_columns, log_activations
+from taqdit.latents import latent_statistics
+from taqdit.layer_summary import as_text, layer_summary
+from taqdit.overview import LayerTable
+from taqdit.page import write_page
+from taqdit.plan import Plan
+from taqdit.plots.style import publish_csv
+from taqdit.tracking import Tracker
+from taqdit.trajectory import TrajectorySet
+
+LAYERS_CSV = "layers.csv"
+
+
+class Showing:
+    """Collects what was drawn and tabled, for the summary and the page."""
+
+    def __init__(self, plan: Plan, folder: Path, tracker: Tracker) -> None:
+        self.plan, self.folder, self.tracker = plan, folder, tracker
+        self.drawn: list[Drawn] = []
+        self.layers: list[tuple[Any, ...]] = []
+
+    def trajectories(self, trajectories: TrajectorySet) -> None:
+        """The latents' curves, pictures and selected steps."""
+        found = latent_statistics(trajectories)
+        log_curves(trajectories, found, self.tracker)
+        self._draw(latent_figures(self.plan, trajectories, found))
+
+    def statistics(self, statistics: Any, chosen: Sequence[Sequence[int]]) -> None:
+        """Activation statistics, made here or elsewhere; None shows nothing.
+
+        `chosen` holds the selected steps of each trajectory.
+        """
+        if statistics is None:
+            return
+        table = statistics.overview()
+
+        def layer(site: int) -> LayerTable:
+            found: LayerTable = statistics.layer_table(site)
+            return found
+
+        self.layers = layer_summary(table)
+        log_activations(table, layer, self.tracker)
+        selected = sorted({step for steps in chosen for step in steps})
+        self._draw(activation_figures(table, layer, self.plan.plots, selected=selected))
+        publish_csv(self.folder / LAYERS_CSV, layer_columns(self.layers))
+
+    def _draw(self, drawings: Any) -> None:
+        self.drawn += save_all(drawings, self.folder, self.tracker, formats=self.plan.plots.formats)
+
+    def results(self) -> dict[str, Any]:
+        """For summary.json."""
+        files = [path for each in self.drawn for path in each.files]
+        figures = [str(path.relative_to(self.folder)) for path in files]
+        found: dict[str, Any] = {"figures": figures} if figures else {}
+        if self.layers:
+            found |= {"layers": as_text(self.layers), "layers_csv": LAYERS_CSV}
+        return found
+
+    def write_page(
+        self,
+        run: Mapping[str, Any],
+        summary: Mapping[str, Any],
+        trajectories: TrajectorySet | None,
+    ) -> Path:
+        """Publish report.html. `run` and `summary` are run.json and summary.json."""
+        pictures = []
+        if trajectories is not None and self.plan.sampler.images:
+            texts = trajectories.prompts
+            pictures = [
+                (texts.text(i), trajectories.picture_path(i)) for i in range(len(trajectories))
+            ]
+        return write_page(
+            self.folder,
+            run=run,
+            summary=summary,
+            pictures=pictures,
+            figures=self.drawn,
+            layers=self.layers,
+        )

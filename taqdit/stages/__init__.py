@@ -1,0 +1,11 @@
+"""The stages of a run: each reuses what the store holds and computes what is missing.
+
+A stage's folder is named by the fingerprint of everything that can change its numbers. Work is
+claimed before it is done, so that several processes can share one stage.
+"""
+
+from taqdit.stages.bench import Bench, StageReport
+from taqdit.stages.conditioning import encode_prompts
+from taqdit.stages.sampling import sample_and_trace
+
+__all__ = ["Bench", "StageReport", "encode_prompts", "sample_and_trace"]

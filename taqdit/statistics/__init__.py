@@ -1,0 +1,22 @@
+"""Streaming statistics of activations: exact where it is possible, bounded where it is not.
+
+Everything is numpy in float64 on the host and merges: any split of a stream of batches gives the
+same numbers. What is reduced on a device reaches this package as sums about a shift.
+"""
+
+from taqdit.statistics.bins import SHIFT, edges_of
+from taqdit.statistics.counts import BinCounts
+from taqdit.statistics.histogram import Histogram
+from taqdit.statistics.site import Layout, Site
+from taqdit.statistics.step import BatchSums, StepStatistics
+
+__all__ = [
+    "SHIFT",
+    "BatchSums",
+    "BinCounts",
+    "Histogram",
+    "Layout",
+    "Site",
+    "StepStatistics",
+    "edges_of",
+]

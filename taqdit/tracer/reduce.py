@@ -1,0 +1,125 @@
+"""One activation reduced on the device: sums about the mean, extremes, counts, codes.
+
+Everything here is lazy: nothing is evaluated, and what is returned holds no activation once it is.
+R rows (of the guided batch), T tokens a row, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from taqdit.backend import mx
+from taqdit.statistics import SHIFT
+
+CHUNK = 64  # addends summed one after another in float32; their sums are summed again
+_MAGNITUDE = 0xFFF
+_NONFINITE = 0xFF0  # smallest magnitude code of Inf and NaN
+
+
+class Reduced(NamedTuple):
+    """Per channel (C,), as BatchSums has them; `row_low` and `row_high` (R,)."""
+
+    shift: mx.array
+    sums: mx.array
+    squares: mx.array
+    low: mx.array
+    high: mx.array
+    negative: mx.array
+    top: mx.array
+    near: mx.array
+    missing: mx.array | None
+    row_low: mx.array
+    row_high: mx.array
+
+
+class Codes(NamedTuple):
+    """Of every value, (R, T * C) uint16; and the magnitude of each token's largest, (R, T)."""
+
+    values: mx.array
+    peaks: mx.array
+
+
+def reduced(activation: mx.array, *, masked: bool = False) -> tuple[Reduced, Codes]:
+    """The reductions of an activation (R, .., C) of any float type.
+
+    `masked` leaves NaN and Inf out of all but the codes; otherwise they spoil the moments of their
+    channels and show in the codes.
+    """
+    rows, width = activation.shape[0], activation.shape[-1]
+    values = activation.astype(mx.float32).reshape(rows, -1, width)
+    if masked:
+        return _masked(values)
+    return _reduced(values, values, values, mx.array(values.shape[0] * values.shape[1]))
+
+
+def _masked(values: mx.array) -> tuple[Reduced, Codes]:
+    finite = mx.isfinite(values)
+    missing = mx.logical_not(finite).sum(axis=(0, 1))
+    tokens = values.shape[0] * values.shape[1]
+    lows, highs = (mx.where(finite, values, mx.array(bound)) for bound in (mx.inf, -mx.inf))
+    found, codes = _reduced(values, lows, highs, mx.maximum(tokens - missing, 1), finite)
+    return found._replace(missing=missing), codes
+
+
+def _reduced(
+    values: mx.array,
+    lows: mx.array,
+    highs: mx.array,
+    count: mx.array,
+    finite: mx.array | None = None,
+) -> tuple[Reduced, Codes]:
+    """`lows` and `highs` are the values with what must not count at +Inf and -Inf."""
+    rows, tokens, width = values.shape
+    row_low, row_high = lows.min(axis=1), highs.max(axis=1)  # (R, C)
+    low, high = row_low.min(axis=0), row_high.max(axis=0)
+    flat = values.reshape(-1, width)
+    kept = flat if finite is None else mx.where(finite.reshape(-1, width), flat, 0)
+    shift = column_sums(kept) / count
+    apart = flat - shift
+    if finite is not None:
+        apart = mx.where(finite.reshape(-1, width), apart, 0)
+    codes = (flat.view(mx.uint32) >> SHIFT).astype(mx.uint16)
+    magnitudes = codes & _MAGNITUDE
+    octave = _octave(low, high)
+    found = Reduced(
+        shift=shift,
+        sums=column_sums(apart),
+        squares=column_sums(mx.square(apart)),
+        low=low,
+        high=high,
+        negative=(lows.reshape(-1, width) < 0).sum(axis=0),
+        top=_at_least(magnitudes, octave, finite),
+        near=_at_least(magnitudes, mx.maximum(octave, 1) - 1, finite),
+        missing=None,
+        row_low=row_low.min(axis=1),
+        row_high=row_high.max(axis=1),
+    )
+    return found, Codes(codes.reshape(rows, -1), magnitudes.max(axis=1).reshape(rows, tokens))
+
+
+def column_sums(values: mx.array) -> mx.array:
+    """Sums over the first axis of (n, C), CHUNK addends at a time.
+
+    The error grows with the root of CHUNK and of the number of levels, not with that of n.
+    """
+    width = values.shape[-1]
+    while len(values) > CHUNK:
+        whole = len(values) // CHUNK * CHUNK
+        heads = values[:whole].reshape(-1, CHUNK, width).sum(axis=1)
+        rest = values[whole:]
+        values = mx.concatenate([heads, rest.sum(axis=0)[None]]) if len(rest) else heads
+    return values.sum(axis=0)
+
+
+def _octave(low: mx.array, high: mx.array) -> mx.array:
+    """Biased exponent of each channel's absmax, uint16."""
+    absmax = mx.maximum(mx.maximum(high, -low), 0)
+    return (absmax.view(mx.uint32) >> 23).astype(mx.uint16)
+
+
+def _at_least(magnitudes: mx.array, octave: mx.array, finite: mx.array | None) -> mx.array:
+    """How many tokens of each channel lie in this octave or above it, NaN and Inf left out."""
+    large = magnitudes >= octave * 16
+    if finite is not None:
+        large = mx.logical_and(large, magnitudes < _NONFINITE)
+    return large.sum(axis=0)

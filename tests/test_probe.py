@@ -1,0 +1,249 @@
+"""A probe reads exactly what the forward computes, changes nothing, and holds on to nothing."""
+
+import gc
+
+import numpy as np
+import pytest
+from statistics_oracle import assert_channels, assert_equal, assert_histogram, assert_same_bytes
+from traced import CFG_SCALE, Conditioned, Tracing
+
+from taqdit import activations, timestep_selection
+from taqdit.activations import Statistics
+from taqdit.backend import mx
+from taqdit.models.options import tiny
+from taqdit.sampler import euler, heun
+from taqdit.statistics import Histogram
+from taqdit.store import Stage
+from taqdit.tracer import post_gelu
+from taqdit.tracer import probe as probe_module
+from taqdit.tracer.probe import STATIC
+
+HALF = {"a16": True, "w16": True}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny().load()
+
+
+@pytest.fixture(scope="module")
+def guided(model):
+    return Conditioned(model)
+
+
+@pytest.fixture(scope="module")
+def traced(model, guided):
+    """Two guided batches of two trajectories over three steps, every site, in three folds."""
+    tracing = Tracing(model, guided)
+    for number in range(2):
+        tracing.sample(number, probe=tracing.probe(number, keep=True))
+    return tracing
+
+
+# --- against numpy --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_every_site_is_what_numpy_says_of_the_activations(traced, step):
+    found, kept = traced.steps[step], traced.activations[step]
+    assert len(found.layout.sites) == 47
+    assert {len(each) for each in kept} == {8}  # two batches of two, with negatives
+    assert_channels(found, kept)
+    for number, values in enumerate(kept):
+        low, high = (extremes[:, number] for extremes in (found.fold_low, found.fold_high))
+        table = found.values[number]
+        assert_histogram(Histogram.of([table], low=low.min(), high=high.max()), values)
+        peaks = np.abs(values).max(axis=2)
+        ends = {"low": float(peaks.min()), "high": float(peaks.max())}
+        assert_histogram(Histogram.of([found.peaks[number]], **ends), peaks)
+
+
+def test_every_fold_holds_its_trajectories_alone(traced):
+    assert traced.folds == [0, 1, 0, 1, 2, 0, 2, 0]  # 0, 1 with negatives, then 2, 3
+    for step, kept in traced.activations.items():
+        found = traced.steps[step]
+        for number in range(0, len(kept), 5):
+            for fold in range(3):
+                values = kept[number][np.array(traced.folds) == fold]
+                low, high = found.fold_low[fold, number], found.fold_high[fold, number]
+                assert (low, high) == (values.min(), values.max())
+                table = found.values[number].of_folds(np.arange(3) == fold)
+                assert_histogram(Histogram.of([table], low=low, high=high), values, (1, 50, 99))
+
+
+def test_a_fold_without_a_trajectory_is_empty(model, guided):
+    tracing = Tracing(model, guided, folds=4, num_steps=1, tracer=post_gelu())
+    tracing.sample(1, probe=tracing.probe(1))
+    found = tracing.steps[0]
+    assert np.isinf(found.fold_low).all(axis=1).tolist() == [True, True, False, False]
+    for table in found.values:
+        assert (table.counts.sum(axis=(1, 2)) > 0).tolist() == [False, False, True, True]
+
+
+def test_a_tracer_of_some_sites_reads_the_same_of_them(model, guided, traced):
+    tracing = Tracing(model, guided, tracer=post_gelu(streams=["txt"]))
+    for number in range(2):
+        tracing.sample(number, probe=tracing.probe(number))
+    assert all(site.label.endswith("_txt") for site in tracing.layout.sites)
+    for step, found in tracing.steps.items():
+        for number, site in enumerate(tracing.layout.sites):
+            other = traced.layout.index(site.name)
+            spans = tracing.layout.span(number), traced.layout.span(other)
+            assert_equal(found.mean[spans[0]], traced.steps[step].mean[spans[1]])
+            assert_equal(found.values[number].counts, traced.steps[step].values[other].counts)
+
+
+def test_masked_statistics_of_sound_values_are_the_plain_ones(traced, model, guided):
+    tracing = Tracing(model, guided)
+    for number in range(2):
+        tracing.sample(number, probe=tracing.probe(number, masked=True))
+    for step, found in tracing.steps.items():
+        assert_same_bytes(found, traced.steps[step])
+
+
+@pytest.mark.parametrize("rule", [timestep_selection.interleaved, timestep_selection.explicit])
+def test_a_view_is_made_of_the_selected_activations(traced, tmp_path, rule):
+    stage = Stage.open(tmp_path, "statistics", fingerprint="a" * 64, inputs={}, backend={})
+    for step, found in traced.steps.items():
+        name, sigma = activations.file_name(4, step), float(traced.sigmas[step])
+        activations.write_step(stage, name, found, extent=4, step=step, sigma=sigma, timestep=0)
+    known = {"num_steps": 3, "sigmas": traced.sigmas, "seed": 0}
+    options = {"steps": [0, 2]} if rule is timestep_selection.explicit else {"count": 1}
+    chosen = [rule(trajectory=k, **known, **options) for k in range(4)]
+    view = Statistics(stage).view(chosen)
+    cells = {(k % 3, step) for k, each in enumerate(chosen) for step in each.indices.tolist()}
+    assert set(zip(*view.cells.nonzero(), strict=True)) == cells
+    for number in range(0, len(traced.layout.sites), 6):
+        parts = [
+            traced.activations[step][number][np.array(traced.folds) == fold].ravel()
+            for fold, step in cells
+        ]
+        assert_histogram(view.histogram(number), np.concatenate(parts))
+
+
+# --- live and replayed ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("solver", "batch_size", "options"),
+    [(euler, 1, {}), (euler, 3, {}), (heun, 1, {}), (heun, 3, {}), (heun, 1, HALF)],
+    ids=["euler-1", "euler-3", "heun-1", "heun-3", "heun-1-half"],
+)
+def test_live_statistics_are_those_of_a_replay_bit_for_bit(solver, batch_size, options):
+    model, sampler = tiny(**options).load(), solver(cfg_scale=CFG_SCALE, batch_size=batch_size)
+    guided = Conditioned(model)
+    live, again = (Tracing(model, guided, sampler=sampler, num_steps=2) for _ in range(2))
+    plain = live.sample()
+    latents = live.sample(probe=live.probe())
+    assert latents.tobytes() == plain.tobytes()
+    assert again.replay(latents, [0, 1]) == [0, 1]
+    for step in range(2):
+        assert_same_bytes(live.steps[step], again.steps[step])
+
+
+def test_any_steps_can_be_replayed_alone(traced, model, guided):
+    again = Tracing(model, guided)
+    for number in range(2):
+        again.replay(again.sample(number), [2, 0], number)
+    assert sorted(again.steps) == [0, 2]
+    for step, found in again.steps.items():
+        assert_same_bytes(found, traced.steps[step])
+
+
+def test_only_the_first_forward_of_a_heun_step_is_read(model, guided):
+    sampler = heun(cfg_scale=CFG_SCALE, batch_size=1)
+    tracing, calls = Tracing(model, guided, sampler=sampler, tracer=post_gelu()), []
+    probe = tracing.probe()
+    read = probe._reduce
+    probe._reduce = lambda name, array: (calls.append(name), read(name, array))
+    tracing.sample(probe=probe)
+    assert calls == [site.name for site in tracing.layout.sites] * 3
+    assert [step for step, _ in tracing.sums] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_codes_counted_within_a_step_give_the_same_bytes(monkeypatch, model, guided, masked):
+    late, early = (Tracing(model, guided, num_steps=2) for _ in range(2))
+    late.sample(probe=late.probe())
+    monkeypatch.setattr(probe_module, "MOST_PENDING", 2**17)
+    probe, waiting = early.probe(masked=masked), []
+    collect = probe.collect
+    probe.collect = lambda: (waiting.append(pending_codes(probe)), collect())
+    early.sample(probe=probe)
+    assert 0 < max(waiting) <= 2**17
+    for step, found in early.steps.items():
+        assert_same_bytes(found, late.steps[step])
+
+
+def pending_codes(probe):
+    return sum(array.nbytes for array in probe.pending if array.dtype == mx.uint16)
+
+
+# --- what a probe costs ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", [euler, heun])
+def test_a_step_is_evaluated_once(monkeypatch, model, guided, solver):
+    """And what is handed on was computed then: MLX allocates nothing for it."""
+    tracing = Tracing(model, guided, sampler=solver(cfg_scale=CFG_SCALE, batch_size=1))
+    probe, evaluate, calls, allocated = tracing.probe(), mx.eval, [], []
+    watch, collect = probe.watch, probe.collect
+
+    def counting(denoise):
+        monkeypatch.setattr(mx, "eval", lambda *arrays: (calls.append(1), evaluate(*arrays)))
+        return watch(denoise)
+
+    def watched():
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        collect()
+        allocated.append(mx.get_peak_memory() - before)
+
+    probe.watch, probe.collect = counting, watched
+    tracing.sample(probe=probe)
+    assert len(calls) == 1 + 3  # the first latent, then every step
+    assert len(allocated) == 3
+    assert max(allocated) <= 0
+
+
+class Idle:
+    """A probe that reads nothing."""
+
+    pending = ()
+
+    def watch(self, denoise):
+        return denoise
+
+    def collect(self):
+        pass
+
+
+def test_no_activation_outlives_its_step(model, guided):
+    tracing = Tracing(model, guided, num_steps=5)
+    taps = tracing.taps()
+    probe, held = tracing.probe(taps=taps), {}
+    for each in (Idle(), probe):
+
+        def measured(each=each, collect=each.collect):
+            collect()
+            taps.kept.clear()
+            held.setdefault(each, []).append(mx.get_active_memory())
+
+        each.collect = measured
+        gc.collect()  # of earlier tests
+        tracing.sample(probe=each)
+        assert len(set(held[each])) == 1
+    assert probe.pending == []
+    assert set(probe._read) == {STATIC}
+    idle, reading = (found[-1] for found in held.values())
+    assert reading - idle < 40 * 4096  # nine numbers a channel, not the conditioning itself
+
+
+def test_collecting_before_a_forward_is_refused(model, guided):
+    tracing = Tracing(model, guided, num_steps=1, tracer=post_gelu())
+    probe = tracing.probe()
+    with pytest.raises(RuntimeError, match="no forward has been read"):
+        probe.collect()
+    tracing.sample(probe=probe)
+    with pytest.raises(RuntimeError, match="no forward has been read"):
+        probe.collect()

@@ -1,0 +1,129 @@
+"""Traces the embedded model and keeps the activations themselves beside their statistics."""
+
+from contextlib import contextmanager
+
+import numpy as np
+
+from taqdit import trajectory
+from taqdit.backend import mx
+from taqdit.models.sites import site_paths
+from taqdit.prompts import Prompts
+from taqdit.sampler import euler
+from taqdit.schedule import flow
+from taqdit.statistics import Layout, StepStatistics
+from taqdit.tracer import block_inputs
+from taqdit.tracer.probe import Probe
+from taqdit.tracer.taps import Taps
+
+TEXTS = (
+    "a large red circle at the center on a white background",
+    "a small blue ring at the top on a black background",
+    "a green square on a gray background",
+    "two words",
+)
+PROMPTS = Prompts(TEXTS, (None,) * len(TEXTS))
+CFG_SCALE = 2.0
+
+
+class Conditioned:
+    """The conditioning of TEXTS for guided forwards, each text encoded once."""
+
+    def __init__(self, model):
+        self._rows = {text: model.encode(text) for text in ("", *TEXTS)}
+
+    def __call__(self, texts):
+        rows = [self._rows[text] for text in (*texts, *[""] * len(texts))]
+        return tuple(mx.array(np.stack(part)) for part in zip(*rows, strict=True))
+
+
+class KeepingTaps(Taps):
+    """Taps that keep what they read in `kept`, name -> array; `change` alters what is read."""
+
+    def __init__(self, *arguments, change=None, **options):
+        super().__init__(*arguments, **options)
+        self.kept, self._change = {}, change or (lambda _name, array: array)
+
+    @contextmanager
+    def reading(self, read):
+        def keep(name, array):
+            self.kept[name] = self._change(name, array)
+            read(name, self.kept[name])
+
+        with super().reading(keep):
+            yield
+
+
+class Tracing:
+    """What one model, tracer and grid give: latents, statistics by step, activations by step.
+
+    With `keep`, `activations[step][site]` is (rows, tokens, C) of all batches, and `folds` the fold
+    of each row. `sums` holds every BatchSums with its step, in the order they came.
+    """
+
+    def __init__(self, model, guided, *, num_steps=3, sampler=None, folds=3, tracer=None):
+        self.model, self.guided = model, guided
+        self.sampler = sampler or euler(cfg_scale=CFG_SCALE, batch_size=2, num_trajectories=4)
+        self.sigmas = flow(num_steps=num_steps).sigmas()
+        paths = {each.site: each.path for each in site_paths(model.spec)}
+        sites = (tracer or block_inputs()).chosen(paths)
+        self.layout = Layout(sites, folds)
+        self._paths = {site.name: paths[site] for site in sites}
+        self.steps, self.activations, self.folds, self.sums = {}, {}, [], []
+
+    def batch(self, number=0):
+        return trajectory.Batch.of(number, sampler=self.sampler, prompts=PROMPTS)
+
+    def taps(self, **options):
+        return KeepingTaps(self.model.mmdit, self._paths, **options)
+
+    def probe(self, number=0, *, taps=None, masked=False, keep=False):
+        taps = taps or self.taps()
+        batch = self.batch(number)
+        self.folds += [index % self.layout.folds for index in batch.indices] * 2 if keep else []
+
+        def found(step, sums):
+            self.sums.append((step, sums))
+            part = StepStatistics.of_batch(self.layout, sums)
+            self.steps[step] = self.steps[step].merged(part) if step in self.steps else part
+            if keep:
+                self._keep(step, taps.kept)
+
+        return Probe(taps, self.layout, batch, found, masked=masked)
+
+    def sample(self, number=0, probe=None, guided=None):
+        """Latents (num_steps + 1, N, h, w, 16) of a batch."""
+        found = trajectory.sample(
+            self.model,
+            self.batch(number),
+            guided or self.guided,
+            sigmas=self.sigmas,
+            sampler=self.sampler,
+            probe=probe,
+        )
+        return np.stack([rows for _, rows in found])
+
+    def replay(self, latents, steps, number=0, probe=None):
+        """Read the steps of a batch again, from latents as `sample` gave them."""
+        found = trajectory.replay(
+            self.model,
+            self.batch(number),
+            self.guided,
+            latents.swapaxes(0, 1),
+            steps=steps,
+            sigmas=self.sigmas,
+            sampler=self.sampler,
+            probe=probe or self.probe(number),
+        )
+        return list(found)
+
+    def _keep(self, step, kept):
+        parts = [numpy_of(kept[site.name]) for site in self.layout.sites]
+        known = self.activations.get(step)
+        pairs = zip(known, parts, strict=True) if known else [(each,) for each in parts]
+        self.activations[step] = [np.concatenate(pair) for pair in pairs]
+
+
+def numpy_of(activation):
+    """(rows, tokens, C) float32, the very values of an activation (rows, tokens, 1, C)."""
+    values = np.array(activation.astype(mx.float32))
+    return values.reshape(len(values), -1, values.shape[-1])
