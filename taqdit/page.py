@@ -17,6 +17,7 @@ from taqdit.store import publish_bytes
 from taqdit.tracking.secrets import mask_secrets
 
 MOST_PICTURES = 36
+GRID = "image_grid"  # shows the pictures, which the page has one by one
 EMBEDDED = 60  # figures; more would make the page heavy, and lie in figures/ all the same
 
 
@@ -41,7 +42,7 @@ def write_page(
         facts=_facts(run, summary),
         stages=_stages(summary),
         pictures=[Picture(text, path.read_bytes()) for text, path in pictures[:MOST_PICTURES]],
-        figures=_figures(folder, figures[:EMBEDDED]),
+        figures=_figures(folder, [each for each in figures if each.name != GRID][:EMBEDDED]),
         tables=[_layers(layers)] if layers else [],
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(mask_secrets(dict(run["config"])))),
         provenance_json=json.dumps(_provenance(run), indent=2, sort_keys=True),
@@ -71,7 +72,8 @@ def _facts(run: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str
         facts.append(("calibration", f"{found['points']} points at steps {steps}"))
     if found := summary.get("statistics"):
         covers = f"{found['sites']} sites x {found['steps']} steps"
-        facts.append(("statistics", f"{covers} over {found['trajectories']} trajectories"))
+        whence = found.get("imported") or f"{found['trajectories']} trajectories"
+        facts.append(("statistics", f"{covers} of {whence}"))
     backend = run["backend"]
     facts += [
         ("backend", ", ".join(f"{key} {value}" for key, value in backend.items())),

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from taqdit.activations import Statistics
+from taqdit.exports import ImportedStatistics
 from taqdit.plan import Plan
 from taqdit.preflight import size
 from taqdit.store import sha256_file
@@ -71,11 +73,13 @@ def lineage(kind: str, path: Path, fingerprint: str) -> dict[str, str]:
     return {"name": name, "type": kind, "path": str(path), "fingerprint": fingerprint}
 
 
-def describe_statistics(statistics: Any) -> dict[str, Any]:
+def describe_statistics(statistics: Statistics | ImportedStatistics) -> dict[str, Any]:
     """What activation statistics cover, for summaries and artifacts."""
+    found = {"sites": len(statistics.sites), "steps": int(statistics.num_steps)}
+    if isinstance(statistics, ImportedStatistics):
+        return found
     return {
-        "sites": len(statistics.sites),
-        "steps": int(statistics.num_steps),
+        **found,
         "trajectories": int(statistics.extent),
         "folds": int(statistics.folds),
         "fingerprint": statistics.fingerprint,

@@ -26,7 +26,7 @@ from taqdit.plan import (
 from taqdit.progress import Progress
 from taqdit.showing import Showing
 from taqdit.stages import Bench, encode_prompts, sample_and_trace
-from taqdit.store import make_folder, publish_json
+from taqdit.store import make_folder, publish_json, sha256_file
 from taqdit.tracking import Tracker
 from taqdit.tracking.secrets import mask_secrets
 from taqdit.trajectory import TrajectorySet
@@ -176,7 +176,8 @@ class Session:
         self.tracker.uses(source["name"], kind=source["type"], path=trajectories.folder)
         if statistics is not None:
             self.results["statistics"] = record.describe_statistics(statistics)
-            self._log_statistics(statistics, {**self.results["statistics"], "inputs": [source]})
+            found = {**self.results["statistics"], "inputs": [source]}
+            self._log_statistics(statistics.fingerprint, statistics.folder, found)
             self._export_statistics(statistics)
 
     def _export_statistics(self, statistics: Statistics) -> None:
@@ -190,10 +191,9 @@ class Session:
             found["npz"] = "activation_statistics.npz"
             export_npz(statistics, self.folder / found["npz"])
 
-    def _log_statistics(self, statistics: Any, found: Mapping[str, Any]) -> None:
+    def _log_statistics(self, mark: str, path: Path, found: Mapping[str, Any]) -> None:
         kind = "activation-statistics"
-        name = f"{kind}-{statistics.fingerprint[:12]}"
-        self.tracker.artifact(name, kind=kind, path=statistics.folder, metadata=found)
+        self.tracker.artifact(f"{kind}-{mark[:12]}", kind=kind, path=path, metadata=found)
 
     def _report(self, show: Showing, trajectories: TrajectorySet | None = None) -> None:
         self.results |= show.results()
@@ -219,8 +219,10 @@ class Session:
             self._log_calibration(found, path.resolve())
         if (path := self.plan.imported_statistics) is not None:
             statistics = open_statistics(path)
-            self.results["statistics"] = record.describe_statistics(statistics)
-            self._log_statistics(statistics, self.results["statistics"])
+            found = {**record.describe_statistics(statistics), "imported": str(path)}
+            self.results["statistics"] = found
+            mark = found.get("fingerprint") or sha256_file(path)
+            self._log_statistics(mark, path.resolve(), found)
             show.statistics(statistics, ())
         self._report(show)
 

@@ -40,6 +40,9 @@ class Probe(Protocol):
     def collect(self) -> None:
         """Hand on what was read. Raises NumericError."""
 
+    def finish(self) -> None:
+        """Wait until all that was read is handed on. Raises NumericError."""
+
 
 def shard_name(index: int) -> str:
     """File name of trajectory `index`."""
@@ -85,6 +88,8 @@ def steps(
             if probe:
                 probe.collect()
             yield step + 1, latent
+        if probe:
+            probe.finish()
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,8 @@ def sample(
     ) as run:
         for step, latent in run:
             rows = np.array(latent)
+            if probe and not np.isfinite(rows).all():
+                probe.finish()  # it names the site where it began
             refuse_nonfinite(rows, step, batch)
             yield step, rows
 
@@ -149,7 +156,7 @@ def replay(
     sampler: Sampler,
     probe: Probe,
 ) -> Iterator[int]:
-    """Repeat the forwards of stored trajectories for a probe, yielding each step when it is read.
+    """Repeat the forwards of stored trajectories for a probe, yielding each step that is repeated.
 
     `latents` holds (num_steps + 1, h, w, 16) of every trajectory of the batch. On the same backend
     the probe reads the same bits as while the batch was sampled.
@@ -166,6 +173,7 @@ def replay(
             mx.eval(*probe.pending)
             probe.collect()
             yield step
+        probe.finish()
 
 
 def refuse_nonfinite(rows: np.ndarray, step: int, batch: Batch) -> None:

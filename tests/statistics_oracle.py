@@ -124,8 +124,8 @@ def assert_histogram(histogram, values, percents=PERCENTS):
     finite = values[np.isfinite(values)].astype(np.float64)
     assert (histogram.total, histogram.nan) == (finite.size, np.isnan(values).sum())
     assert histogram.inf == np.isinf(values).sum()
-    assert histogram.percentile_bounds(0)[0] == finite.min()
-    assert histogram.percentile_bounds(100)[1] == finite.max()
+    assert histogram.percentile_bounds(0)[0] == histogram.percentile(0) == finite.min()
+    assert histogram.percentile_bounds(100)[1] == histogram.percentile(100) == finite.max()
     truth = np.percentile(finite, percents, method="inverted_cdf")
     for percent, exact in zip(percents, truth, strict=True):
         low, high = histogram.percentile_bounds(percent)

@@ -154,7 +154,7 @@ GOOD = {"folds": 5, "sites": [[site.name, site.width] for site in LAYOUT.sites]}
 @pytest.mark.parametrize(
     ("metadata", "tensors"),
     [
-        ({}, {}),
+        (None, {}),
         ({"sites": None}, {}),
         ({"sites": [["a.o_in"]]}, {}),
         ({"sites": [["a.o_in", "wide"]]}, {}),
@@ -170,10 +170,8 @@ def test_shards_of_another_form_are_said_to_be_damaged(tmp_path, metadata, tenso
     stage, index = open_stage(tmp_path), f"{EXTENT}/0"
     stored = made(0).tensors() | tensors
     stored = {name: array for name, array in stored.items() if array is not None}
-    stage.write("x.safetensors", stored, kind="statistics", index=index, metadata=GOOD | metadata)
-    if not (metadata or tensors):
-        activations.read_step(stage, "x.safetensors", extent=EXTENT, step=0)
-        return
+    metadata = {} if metadata is None else GOOD | metadata
+    stage.write("x.safetensors", stored, kind="statistics", index=index, metadata=metadata)
     with pytest.raises(CorruptError, match=r"x\.safetensors is damaged"):
         activations.read_step(stage, "x.safetensors", extent=EXTENT, step=0)
 
@@ -260,8 +258,7 @@ def test_the_view_of_all_steps_is_the_merge_of_all(statistics):
     ]
     channels = view.channels()
     assert_channels(channels, together)
-    for site in range(len(LAYOUT.sites)):
-        assert channels.values[site].total == view.histogram(site).total == together[site].size
+    assert (channels.values, channels.peaks) == ([], [])
 
 
 def test_channels_of_a_view_are_those_of_its_steps(statistics):

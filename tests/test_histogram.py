@@ -135,6 +135,10 @@ def test_the_kurtosis_is_that_of_the_values(draw, arguments, scale):
     assert histogram(values).kurtosis() == pytest.approx(truth, rel=0.01)
 
 
+def test_values_are_taken_as_spread_evenly_in_their_bin():
+    assert histogram(np.linspace(1, 1.0624, 500)).kurtosis() == pytest.approx(1.8, rel=1e-6)
+
+
 def test_the_kurtosis_of_two_values_is_one_and_of_one_value_none():
     assert histogram([-0.5] * 9 + [1.5] * 9).kurtosis() == pytest.approx(1)
     assert np.isnan(histogram([0.3, 0.3]).kurtosis())
@@ -189,6 +193,17 @@ def test_a_single_value_lies_in_its_bin_and_on_the_last_edge():
     assert found.rebinned(np.array([0.0, 1.5]))[1:] == (0, 5)
 
 
+def test_what_lies_around_zero_is_taken_as_zero():
+    found = histogram([-1, *[0.0] * 5, -0.0, 1e-41, 1])
+    assert [found.percentile(percent) for percent in (20, 50, 70)] == [0, 0, 0]
+    assert found.rebinned(np.array([-1.0, 0, 1]))[0].tolist() == [1, 8]
+    assert found.rebinned(np.array([-1e-45, 1e-45]))[0].tolist() == [7]
+    assert histogram([-1e-41, 1e-41]).percentiles([0, 100]) == [
+        np.float32(-1e-41),
+        np.float32(1e-41),
+    ]
+
+
 # --- tables of counts -----------------------------------------------------------------------
 
 
@@ -221,7 +236,8 @@ def test_a_bin_holds_what_32_bits_hold_and_no_more():
     assert full.counts.dtype == np.uint32
     assert (full.counts == 2**32 - 1).all()
     assert full.total == 16 * (2**32 - 1)
-    assert Histogram.of([full, full], low=-1, high=1).total == 32 * (2**32 - 1)
+    wide = BinCounts(full.rows, np.repeat(full.counts, 3, axis=0))  # three folds
+    assert Histogram.of([wide, full], low=-1, high=1).total == 64 * (2**32 - 1)
     apart = BinCounts(np.array([7, 9], np.uint16), np.ones((1, 2, 16), np.uint32))
     for other in (one, apart):
         with pytest.raises(OverflowError, match=r"more than 2\^32 - 1 times"):
@@ -243,6 +259,7 @@ def test_zeros_can_be_left_out():
     assert (found.total, found.rows.tolist()) == (2, [1, 256 + 127])
 
 
+@settings(deadline=None)
 @given(parts=st.lists(values_of | st.just(np.empty(0, np.float32)), min_size=1, max_size=5))
 def test_tables_lie_side_by_side(parts):
     tables = [counted(codes_of(part), folds=2, fold=k % 2) for k, part in enumerate(parts)]

@@ -266,6 +266,7 @@ def test_common_edges_are_fine_in_the_middle_whatever_lies_far_out():
     middle = edges[(edges > -2) & (edges < 2)]
     assert len(middle) > BINS // 4
     np.testing.assert_allclose(np.diff(middle), np.diff(middle)[0])
+    assert (np.diff(edges[edges > 4], n=2) > 0).all()
 
 
 def test_common_edges_of_one_value_or_none():

@@ -1,6 +1,7 @@
 """A probe reads exactly what the forward computes, changes nothing, and holds on to nothing."""
 
 import gc
+import time
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ from taqdit import activations, timestep_selection
 from taqdit.activations import Statistics
 from taqdit.backend import mx
 from taqdit.models.options import tiny
+from taqdit.models.sites import site_paths
 from taqdit.sampler import euler, heun
 from taqdit.statistics import Histogram
 from taqdit.store import Stage
-from taqdit.tracer import post_gelu
+from taqdit.tracer import counting, post_gelu
 from taqdit.tracer import probe as probe_module
-from taqdit.tracer.probe import STATIC
+from taqdit.tracer.background import Background
+from taqdit.tracer.host import STATIC
 
 HALF = {"a16": True, "w16": True}
 
@@ -36,7 +39,7 @@ def traced(model, guided):
     """Two guided batches of two trajectories over three steps, every site, in three folds."""
     tracing = Tracing(model, guided)
     for number in range(2):
-        tracing.sample(number, probe=tracing.probe(number, keep=True))
+        tracing.sample_and_keep(number)
     return tracing
 
 
@@ -150,44 +153,86 @@ def test_any_steps_can_be_replayed_alone(traced, model, guided):
         assert_same_bytes(found, traced.steps[step])
 
 
-def test_only_the_first_forward_of_a_heun_step_is_read(model, guided):
-    sampler = heun(cfg_scale=CFG_SCALE, batch_size=1)
-    tracing, calls = Tracing(model, guided, sampler=sampler, tracer=post_gelu()), []
-    probe = tracing.probe()
-    read = probe._reduce
-    probe._reduce = lambda name, array: (calls.append(name), read(name, array))
-    tracing.sample(probe=probe)
-    assert calls == [site.name for site in tracing.layout.sites] * 3
-    assert [step for step, _ in tracing.sums] == [0, 1, 2]
+def test_only_the_first_forward_of_a_heun_step_is_reduced(monkeypatch, model, guided):
+    """And what enters the context embedder only once: it is the conditioning."""
+    tracing, calls = Tracing(model, guided, sampler=heun(cfg_scale=CFG_SCALE, batch_size=1)), []
+    reduced = probe_module.reduced
+
+    def spy(array, **options):
+        calls.append(array.shape[-1])
+        return reduced(array, **options)
+
+    monkeypatch.setattr(probe_module, "reduced", spy)
+    tracing.sample(probe=tracing.probe())
+    widths = [site.width for site in tracing.layout.sites]
+    assert sorted(calls) == sorted(widths + 2 * widths[1:])
+    assert tracing.told == [0, 1, 2]
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_codes_counted_within_a_step_give_the_same_bytes(monkeypatch, model, guided, masked):
+@pytest.mark.parametrize("cpu", [False, True])
+def test_codes_counted_within_a_step_give_the_same_bytes(monkeypatch, model, guided, masked, cpu):
     late, early = (Tracing(model, guided, num_steps=2) for _ in range(2))
     late.sample(probe=late.probe())
+    monkeypatch.setattr(counting, "on_cpu", lambda: cpu)
     monkeypatch.setattr(probe_module, "MOST_PENDING", 2**17)
     probe, waiting = early.probe(masked=masked), []
-    collect = probe.collect
-    probe.collect = lambda: (waiting.append(pending_codes(probe)), collect())
+    collect, count_early = probe.collect, probe._count_early
+    probe.collect = lambda: (waiting.append(list(probe._lazy)), collect())
+    probe._count_early = lambda: (waiting.append(list(probe._lazy)), count_early())
     early.sample(probe=probe)
-    assert 0 < max(waiting) <= 2**17
+    rows = 2 * early.sampler.batch_size
+    size = {p.site.name: 2 * rows * p.tokens * p.site.width for p in site_paths(model.spec)}
+    assert all(sum(size[name] for name in each[:-1]) <= 2**17 for each in waiting)
+    assert sum(sum(size[name] for name in each) <= 2**17 for each in waiting) <= 2  # steps' ends
     for step, found in early.steps.items():
         assert_same_bytes(found, late.steps[step])
 
 
-def pending_codes(probe):
-    return sum(array.nbytes for array in probe.pending if array.dtype == mx.uint16)
+def test_every_step_was_told_when_the_batch_ends(model, guided):
+    told = []
+
+    def slowly(step, _sums):
+        time.sleep(0.05)
+        told.append(step)
+
+    tracing = Tracing(model, guided, tracer=post_gelu())
+    latents = tracing.sample(probe=tracing.probe(found=slowly))
+    assert told == [0, 1, 2]
+    tracing.replay(latents, [1, 0, 2], probe=tracing.probe(found=slowly))
+    assert told == [0, 1, 2, 1, 0, 2]
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_an_error_in_what_is_told_ends_the_batch(model, guided, step):
+    def failing(found, _sums):
+        if found == step:
+            raise OverflowError("too many")
+
+    tracing = Tracing(model, guided, tracer=post_gelu())
+    latents = tracing.sample()
+    with pytest.raises(OverflowError, match="too many"):
+        tracing.sample(probe=tracing.probe(found=failing))
+    with pytest.raises(OverflowError, match="too many"):
+        tracing.replay(latents, [0, 1, 2], probe=tracing.probe(found=failing))
 
 
 # --- what a probe costs ---------------------------------------------------------------------
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """What is done beside the sampling is done before it goes on."""
+    monkeypatch.setattr(Background, "run", lambda _self, job: job())
+
+
+@pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize("solver", [euler, heun])
-def test_a_step_is_evaluated_once(monkeypatch, model, guided, solver):
+def test_a_step_is_evaluated_once(monkeypatch, at_once, model, guided, solver, replayed):
     """And what is handed on was computed then: MLX allocates nothing for it."""
     tracing = Tracing(model, guided, sampler=solver(cfg_scale=CFG_SCALE, batch_size=1))
     probe, evaluate, calls, allocated = tracing.probe(), mx.eval, [], []
-    watch, collect = probe.watch, probe.collect
+    latents, watch, collect = tracing.sample(), probe.watch, probe.collect
 
     def counting(denoise):
         monkeypatch.setattr(mx, "eval", lambda *arrays: (calls.append(1), evaluate(*arrays)))
@@ -200,8 +245,11 @@ def test_a_step_is_evaluated_once(monkeypatch, model, guided, solver):
         allocated.append(mx.get_peak_memory() - before)
 
     probe.watch, probe.collect = counting, watched
-    tracing.sample(probe=probe)
-    assert len(calls) == 1 + 3  # the first latent, then every step
+    if replayed:
+        tracing.replay(latents, [0, 1, 2], probe=probe)
+    else:
+        tracing.sample(probe=probe)
+    assert len(calls) == 3 + (not replayed)  # the first latent is evaluated, too
     assert len(allocated) == 3
     assert max(allocated) <= 0
 
@@ -217,11 +265,14 @@ class Idle:
     def collect(self):
         pass
 
+    finish = collect
 
+
+@pytest.mark.usefixtures("at_once")
 def test_no_activation_outlives_its_step(model, guided):
     tracing = Tracing(model, guided, num_steps=5)
     taps = tracing.taps()
-    probe, held = tracing.probe(taps=taps), {}
+    probe, held = tracing.probe(taps=taps, found=lambda _step, _sums: None), {}
     for each in (Idle(), probe):
 
         def measured(each=each, collect=each.collect):

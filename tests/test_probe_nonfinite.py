@@ -35,7 +35,7 @@ def test_a_poisoned_weight_stops_at_the_first_site_behind_it(model, guided):
     finally:
         linear.bias = sound
     assert repr(TEXTS[2]) in str(caught.value)
-    assert tracing.sums == []
+    assert tracing.told == []
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -59,7 +59,21 @@ def test_the_step_that_holds_nan_is_named(model, guided):
     message = "mm_00_img.qkv_in holds NaN or Inf at step 2 of trajectory 1"
     with pytest.raises(NumericError, match=re.escape(message)):
         tracing.replay(latents, [0, 1, 2])
-    assert [step for step, _ in tracing.sums] == [0, 1]
+    assert tracing.told == [0, 1]
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_batch_does_not_end_before_its_last_step_was_looked_at(model, guided, step):
+    def change(name, array):
+        here = name == "mm_01_txt.fc1_in" and len(taps.kept) == step
+        return array.at[1, 0].add(float("nan")) if here else array
+
+    tracing = Tracing(model, guided)
+    taps = tracing.taps(change=change)
+    message = f"mm_01_txt.fc1_in holds NaN or Inf at step {step} of trajectory 1"
+    with pytest.raises(NumericError, match=re.escape(message)):
+        tracing.sample(probe=tracing.probe(taps=taps))
+    assert tracing.told == list(range(step))
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +89,7 @@ def spoiled(model, guided):
         return array.at[..., 3].add(float("nan")) if name.endswith("o_in") else array
 
     for number in range(2):
-        taps = tracing.taps(change=change if number == 0 else None)
-        tracing.sample(number, probe=tracing.probe(number, taps=taps, masked=True, keep=True))
+        tracing.sample_and_keep(number, change=None if number else change, masked=True)
     return tracing
 
 

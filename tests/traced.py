@@ -37,27 +37,33 @@ class Conditioned:
 
 
 class KeepingTaps(Taps):
-    """Taps that keep what they read in `kept`, name -> array; `change` alters what is read."""
+    """Taps that keep what they read, name -> array for each forward in `kept`.
+
+    `change` alters what is read.
+    """
 
     def __init__(self, *arguments, change=None, **options):
         super().__init__(*arguments, **options)
-        self.kept, self._change = {}, change or (lambda _name, array: array)
+        self.kept, self._change = [], change or (lambda _name, array: array)
 
     @contextmanager
     def reading(self, read):
+        forward = {}
+
         def keep(name, array):
-            self.kept[name] = self._change(name, array)
-            read(name, self.kept[name])
+            forward[name] = self._change(name, array)
+            read(name, forward[name])
 
         with super().reading(keep):
             yield
+        self.kept.append(forward)
 
 
 class Tracing:
     """What one model, tracer and grid give: latents, statistics by step, activations by step.
 
-    With `keep`, `activations[step][site]` is (rows, tokens, C) of all batches, and `folds` the fold
-    of each row. `sums` holds every BatchSums with its step, in the order they came.
+    `told` holds the steps in the order in which a probe told of them. After `sample_and_keep`,
+    `activations[step][site]` is (rows, tokens, C) of all batches, and `folds` the fold of each row.
     """
 
     def __init__(self, model, guided, *, num_steps=3, sampler=None, folds=3, tracer=None):
@@ -68,7 +74,7 @@ class Tracing:
         sites = (tracer or block_inputs()).chosen(paths)
         self.layout = Layout(sites, folds)
         self._paths = {site.name: paths[site] for site in sites}
-        self.steps, self.activations, self.folds, self.sums = {}, {}, [], []
+        self.steps, self.activations, self.folds, self.told = {}, {}, [], []
 
     def batch(self, number=0):
         return trajectory.Batch.of(number, sampler=self.sampler, prompts=PROMPTS)
@@ -76,19 +82,14 @@ class Tracing:
     def taps(self, **options):
         return KeepingTaps(self.model.mmdit, self._paths, **options)
 
-    def probe(self, number=0, *, taps=None, masked=False, keep=False):
-        taps = taps or self.taps()
-        batch = self.batch(number)
-        self.folds += [index % self.layout.folds for index in batch.indices] * 2 if keep else []
-
-        def found(step, sums):
-            self.sums.append((step, sums))
+    def probe(self, number=0, *, taps=None, masked=False, found=None):
+        def merge(step, sums):
+            self.told.append(step)
             part = StepStatistics.of_batch(self.layout, sums)
             self.steps[step] = self.steps[step].merged(part) if step in self.steps else part
-            if keep:
-                self._keep(step, taps.kept)
 
-        return Probe(taps, self.layout, batch, found, masked=masked)
+        taps, batch = taps or self.taps(), self.batch(number)
+        return Probe(taps, self.layout, batch, found or merge, masked=masked)
 
     def sample(self, number=0, probe=None, guided=None):
         """Latents (num_steps + 1, N, h, w, 16) of a batch."""
@@ -101,6 +102,17 @@ class Tracing:
             probe=probe,
         )
         return np.stack([rows for _, rows in found])
+
+    def sample_and_keep(self, number=0, *, change=None, masked=False):
+        """Sample a batch and keep what was read of it."""
+        taps = self.taps(change=change)
+        self.sample(number, probe=self.probe(number, taps=taps, masked=masked))
+        self.folds += [index % self.layout.folds for index in self.batch(number).indices] * 2
+        for step, forward in enumerate(taps.kept):
+            parts = [numpy_of(forward[site.name]) for site in self.layout.sites]
+            known = self.activations.get(step)
+            pairs = zip(known, parts, strict=True) if known else [(each,) for each in parts]
+            self.activations[step] = [np.concatenate(pair) for pair in pairs]
 
     def replay(self, latents, steps, number=0, probe=None):
         """Read the steps of a batch again, from latents as `sample` gave them."""
@@ -115,12 +127,6 @@ class Tracing:
             probe=probe or self.probe(number),
         )
         return list(found)
-
-    def _keep(self, step, kept):
-        parts = [numpy_of(kept[site.name]) for site in self.layout.sites]
-        known = self.activations.get(step)
-        pairs = zip(known, parts, strict=True) if known else [(each,) for each in parts]
-        self.activations[step] = [np.concatenate(pair) for pair in pairs]
 
 
 def numpy_of(activation):

@@ -76,17 +76,22 @@ class ValueScale:
         axis.axes.set(**{f"{name}lim": (self.low, self.high)})
 
     def ticks(self, most: int) -> dict[float, str]:
-        """Of an asinh axis: zero and those decades beyond `linear` for which there is room."""
+        """Of an asinh axis: zero and, where there is room, 1, 2, 5 times the powers of ten or, if
+        these would crowd, the powers alone."""
         assert self.linear
         first, last = self.forward(np.array([self.low, self.high]))
         room = (last - first) / most
-        far = np.log10(max(-self.low, self.high))
-        decades = 10.0 ** np.arange(np.floor(far), np.ceil(np.log10(self.linear)) - 1, -1)
-        decades = decades[:: int(np.ceil(room / np.log(10)))]
-        decades = decades[self.forward(decades) >= room]
-        values = np.concatenate([-decades, [0.0], decades[::-1]])
-        values = values[(values > self.low) & (values < self.high)]
-        return {float(value): f"{value:g}".replace("-", "−") for value in values}
+        ends = np.log10([self.linear, max(-self.low, self.high)])
+        powers = 10.0 ** np.arange(np.floor(ends[1]), np.floor(ends[0]) - 1, -1)
+        factors = (5.0, 2.0, 1.0) if room < 0.6 else (1.0,)  # 2 is 0.69 from 1
+        marks, outer = [0.0], np.inf
+        for mark in np.outer(powers, factors).ravel():
+            place = float(np.arcsinh(mark / self.linear))
+            seen = self.low < -mark or mark < self.high
+            if seen and room <= place <= outer - room:
+                marks, outer = [*marks, -mark, mark], place
+        marks = sorted(float(mark) for mark in marks if self.low < mark < self.high)
+        return {mark: f"{mark:g}".replace("-", "−") for mark in marks}
 
 
 @dataclass(frozen=True, eq=False)

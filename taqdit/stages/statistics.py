@@ -118,7 +118,7 @@ class StatisticsWork:
         latents = [
             trajectory.read_trajectory(self.work.stage, index)["latents"] for index in batch.indices
         ]
-        for step in trajectory.replay(
+        for _ in trajectory.replay(
             self.work.sampling_model(),
             batch,
             self.work.guided,
@@ -128,8 +128,8 @@ class StatisticsWork:
             sampler=plan.sampler,
             probe=self._probe(batch),
         ):
-            self._covered[step] = number + 1
             self.work.progress.advance(1)
+        self._covered |= dict.fromkeys(behind, number + 1)
 
     def _checkpoint(self) -> None:
         """Keep what is merged, if the last checkpoint is some time ago."""

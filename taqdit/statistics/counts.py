@@ -30,11 +30,11 @@ class BinCounts:
     @classmethod
     def of(cls, dense: Mapping[int, np.ndarray], *, folds: int) -> BinCounts:
         """From counts of all 8192 bins, integers below 2^32, of each fold that was seen."""
-        by_row = [counts.reshape(ROWS, PER_ROW) for counts in dense.values()]
-        rows = np.flatnonzero(sum(by_row).any(axis=1))  # type: ignore[union-attr]
+        seen = np.stack(list(dense.values()))
+        hit = np.bitwise_or.reduce(seen, axis=0).reshape(ROWS, PER_ROW).any(axis=1)
+        rows = np.flatnonzero(hit)
         counts = np.zeros((folds, len(rows), PER_ROW), np.uint32)
-        for fold, table in zip(dense, by_row, strict=True):
-            counts[fold] = table[rows]
+        counts[list(dense)] = seen.reshape(len(seen), ROWS, PER_ROW)[:, rows]
         return cls(rows.astype(np.uint16), counts)
 
     @classmethod

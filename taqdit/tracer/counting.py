@@ -42,12 +42,11 @@ class RowFolds:
         place = np.searchsorted(np.array(list(self.rows)), self.of_row)
         return scattered(codes, mx.array(place.astype(np.int32)), len(self.rows))
 
-    def counted(self, found: mx.array) -> BinCounts:
+    def counted(self, found: np.ndarray) -> BinCounts:
         """The counts per fold, from what `lazy` gave, evaluated."""
-        array = np.array(found, copy=False)
         if not on_cpu():
-            return BinCounts.of(dict(zip(self.rows, array, strict=True)), folds=self.folds)
-        return BinCounts.of_codes({k: array[r] for k, r in self.rows.items()}, folds=self.folds)
+            return BinCounts.of(dict(zip(self.rows, found, strict=True)), folds=self.folds)
+        return BinCounts.of_codes({k: found[r] for k, r in self.rows.items()}, folds=self.folds)
 
 
 def scattered(codes: mx.array, group: mx.array, groups: int) -> mx.array:

@@ -2,42 +2,33 @@
 
 A probe changes no number of the forward that it watches: taps read what enters a module, and all
 reductions are evaluated together with the step's latent, so that no activation outlives its step.
+On the CPU they are computed on a thread beside the forward's, and counted on a third one while the
+next step is under way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from taqdit.backend import mx
-from taqdit.errors import NumericError
-from taqdit.statistics import BatchSums, BinCounts, Layout
-from taqdit.tracer.counting import OneFold, RowFolds
+from taqdit.backend import mx, side_stream
+from taqdit.statistics import BatchSums, Layout
+from taqdit.tracer.background import Background
+from taqdit.tracer.host import PER_CHANNEL, STATIC, Counted, Evaluated, HostSide, Rows
 from taqdit.tracer.reduce import Reduced, reduced
 from taqdit.tracer.taps import Taps
 
 Denoise = Callable[[Any, int], Any]
-STATIC = "embed.context_in"  # the conditioning: the same at every step of a batch
 MOST_PENDING = 256 * 2**20  # bytes of codes that wait for the end of a step
-_JOINED = ("shift", "sums", "squares", "low", "high", "negative", "top", "near")
-
-
-class Rows(Protocol):
-    """The trajectories of a batch."""
-
-    @property
-    def indices(self) -> Sequence[int]: ...
-
-    @property
-    def texts(self) -> Sequence[str]: ...
 
 
 class Probe:
-    """Reads one batch: `watch` its denoiser, evaluate `pending` with each latent, then `collect`.
+    """Reads one batch: `watch` its denoiser, evaluate `pending` with each latent, then `collect`;
+    `finish` when the batch is through.
 
-    `found(step, sums)` is told what each step showed.
+    `found(step, sums)` is told what each step showed, in order, at the latest by `finish`.
     """
 
     def __init__(
@@ -49,14 +40,14 @@ class Probe:
         *,
         masked: bool = False,
     ) -> None:
-        self._taps, self._layout, self._batch, self._masked = taps, layout, batch, masked
-        self._found = found
-        self._folds = RowFolds(batch.indices, folds=layout.folds)
-        self._all = OneFold(2 * len(batch.indices))
+        self._taps, self._layout, self._masked = taps, layout, masked
+        self._host = HostSide(layout, batch, found, masked=masked)
+        self._background = Background()
         self._step: int | None = None
         self._read: dict[str, Reduced] = {}
         self._lazy: dict[str, tuple[Any, Any]] = {}  # values and peaks, to be counted
-        self._counts: dict[str, tuple[BinCounts, BinCounts]] = {}
+        self._waiting = 0  # bytes of the codes of all in _lazy, as if they were kept
+        self._counted: dict[str, Counted] = {}  # of this step, counted early
         self._joint: dict[str, Any] = {}
         self._tokens: dict[str, int] = {}
 
@@ -76,7 +67,8 @@ class Probe:
             finally:  # a Ctrl-C on the way into the context's own exit would skip it
                 self._taps.restore()
             self._step = step
-            self._join()
+            with mx.stream(side_stream()):
+                self._join([self._read[site.name] for site in self._layout.sites])
             return clean
 
         return watched
@@ -88,63 +80,55 @@ class Probe:
         return [*self._joint.values(), *lazy]
 
     def collect(self) -> None:
-        """Hand on the sums of the step that was read; `pending` has been evaluated.
+        """Hand on what was read of a step; `pending` has been evaluated.
 
-        Raises NumericError naming site, step and prompt if a value is NaN or Inf, unless masked.
+        Raises NumericError naming site, step and prompt if a value of an earlier step was NaN or
+        Inf, unless masked; `finish` raises it for the last one.
         """
         if self._step is None:
             raise RuntimeError("no forward has been read since the last collect")
-        step, self._step = self._step, None
-        rows = np.array(self._joint["row_low"]), np.array(self._joint["row_high"])
-        sums = self._sums(*rows)
-        self._joint = {}
-        self._read = {name: kept for name, kept in self._read.items() if name == STATIC}
-        if not self._masked:
-            self._refuse_nonfinite(sums, step, *rows)
-        self._found(step, sums)
-
-    def _sums(self, row_low: np.ndarray, row_high: np.ndarray) -> BatchSums:
-        """What was evaluated, on the host."""
-        self._count()
-        counts = [self._counts[site.name] for site in self._layout.sites]
-        fold_low, fold_high = self._folds.extremes(row_low, row_high)
-        joint = {name: np.array(self._joint[name]) for name in _JOINED}
-        missing = np.array(self._joint["missing"]) if self._masked else None
-        return BatchSums(
-            tokens=np.array([self._tokens[site.name] for site in self._layout.sites]),
-            missing=missing,
-            fold_low=fold_low,
-            fold_high=fold_high,
-            values=[values for values, _ in counts],
-            peaks=[peaks for _, peaks in counts],
-            **joint,
+        forward = Evaluated(
+            self._step,
+            {name: _on_host(array) for name, array in self._joint.items()},
+            {name: (_on_host(v), _on_host(p)) for name, (v, p) in self._lazy.items()},
+            self._counted,
+            dict(self._tokens),
         )
+        self._step, self._waiting = None, 0
+        self._joint, self._lazy, self._counted = {}, {}, {}
+        self._read = {name: kept for name, kept in self._read.items() if name == STATIC}
+        self._background.run(lambda: self._host.take(forward))
+
+    def finish(self) -> None:
+        """Wait until `found` was told of every step. Raises as `collect`."""
+        self._background.wait()
 
     def _reduce(self, name: str, activation: Any) -> None:
         if name in self._read:
             return  # the static site, known from the first step
-        self._read[name], codes = reduced(activation, masked=self._masked)
+        with mx.stream(side_stream()):  # beside the forward, which does not wait for it
+            self._read[name], codes = reduced(activation, masked=self._masked)
+            lazy = self._host.folds.lazy(codes.values), self._host.together.lazy(codes.peaks)
+        self._lazy[name] = lazy
         self._tokens[name] = codes.peaks.size
-        self._lazy[name] = self._folds.lazy(codes.values), self._all.lazy(codes.peaks)
-        if sum(array.nbytes for pair in self._lazy.values() for array in pair) > MOST_PENDING:
-            self._evaluate_early()
+        self._waiting += codes.values.nbytes
+        if self._waiting > MOST_PENDING:
+            self._count_early()
 
-    def _evaluate_early(self) -> None:
-        """Count what is pending within the step: a large model's codes would fill the memory."""
+    def _count_early(self) -> None:
+        """Count what is pending within the step: a large model's codes would fill the memory.
+
+        So would its activations, where a GPU counts the codes at once: they wait to be reduced.
+        """
         parts = [[a for a in self._read[name] if a is not None] for name in self._lazy]
         mx.eval(*self._lazy.values(), *parts)
-        self._count()
-
-    def _count(self) -> None:
-        """Count the codes that were evaluated, and let them go."""
         for name, (values, peaks) in self._lazy.items():
-            self._counts[name] = self._folds.counted(values), self._all.counted(peaks)
-        self._lazy = {}
+            self._counted[name] = self._host.count(_on_host(values), _on_host(peaks))
+        self._lazy, self._waiting = {}, 0
 
-    def _join(self) -> None:
+    def _join(self, parts: Sequence[Reduced]) -> None:
         """Per-channel numbers of all sites side by side: one array to evaluate, not one a site."""
-        parts = [self._read[site.name] for site in self._layout.sites]
-        for name in _JOINED:
+        for name in PER_CHANNEL:
             self._joint[name] = mx.concatenate([getattr(part, name) for part in parts])
         if self._masked:
             missing = [part.missing for part in parts if part.missing is not None]
@@ -152,19 +136,7 @@ class Probe:
         for name in ("row_low", "row_high"):
             self._joint[name] = mx.stack([getattr(part, name) for part in parts])
 
-    def _refuse_nonfinite(
-        self, sums: BatchSums, step: int, low: np.ndarray, high: np.ndarray
-    ) -> None:
-        for site, values, lows, highs in zip(
-            self._layout.sites, sums.values, low, high, strict=True
-        ):
-            if not ((values.rows & 0xFF) == 0xFF).any():
-                continue
-            bad = np.flatnonzero(~(np.isfinite(lows) & np.isfinite(highs)))
-            row = int(bad[0]) % len(self._batch.indices) if len(bad) else 0
-            raise NumericError(
-                f"{site.name} holds NaN or Inf at step {step} of trajectory"
-                f" {self._batch.indices[row]} (prompt {self._batch.texts[row]!r}); nothing of its"
-                " batch was stored. Try model.a16=false or a lower sampler.cfg_scale;"
-                " tracer.nonfinite=count counts such values and goes on"
-            )
+
+def _on_host(array: Any) -> np.ndarray:
+    """An evaluated array as the host sees it, not copied."""
+    return np.array(array, copy=False)

@@ -41,7 +41,6 @@ class Workload:
         self.sampler = euler(cfg_scale=CFG_SCALE, num_trajectories=images, batch_size=BATCH)
         rows = {text: self.model.encode(text) for text in ("", *self.prompts.texts)}
         self.rows = {text: [np.array(part) for part in pair] for text, pair in rows.items()}
-        self.clock = defaultdict(float)
 
     def guided(self, texts):
         """Conditioning of a guided batch."""
@@ -76,17 +75,24 @@ class Workload:
             found.append(np.stack([rows for _, rows in steps], axis=1))
         return np.concatenate(found)
 
-    def traced(self, tracer, totals):
-        """A function that gives each batch its probe; `totals` collects the statistics."""
+    def traced(self, tracer, totals, take=None):
+        """A function that gives each batch its probe; `totals` collects the statistics.
+
+        `take` replaces what the host does of a forward.
+        """
         paths, layout = self.sites(tracer)
 
         def add(step, sums):
-            started = time.perf_counter()
             part = StepStatistics.of_batch(layout, sums)
             totals[step] = totals[step].merged(part) if step in totals else part
-            self.clock["merging on the host"] += time.perf_counter() - started
 
-        return lambda batch: Probe(Taps(self.model.mmdit, paths), layout, batch, add)
+        def probe_of(batch):
+            probe = Probe(Taps(self.model.mmdit, paths), layout, batch, add)
+            if take:
+                probe._host.take = take(probe._host.take)
+            return probe
+
+        return probe_of
 
     def replayed(self, tracer, latents, totals):
         """The statistics of stored latents."""
@@ -132,38 +138,10 @@ class Workload:
             def collect(self):
                 pass
 
+            def finish(self):
+                pass
+
         self.sample(lambda _batch: Naive())
-
-
-class TimedProbe(Probe):
-    """A probe that notes where its time goes, one evaluation for each part."""
-
-    clock: dict
-
-    def collect(self):
-        """As the probe's own, timed."""
-        started = time.perf_counter()
-        super().collect()
-        self.clock["counting and merging on the host"] += time.perf_counter() - started
-
-
-def parts(work, tracer):
-    """Seconds of one traced run by part; the device's share is what the rest leaves."""
-    totals, paths_layout = {}, work.sites(tracer)
-    clock = defaultdict(float)
-
-    def add(step, sums):
-        part = StepStatistics.of_batch(paths_layout[1], sums)
-        totals[step] = totals[step].merged(part) if step in totals else part
-
-    def probe_of(batch):
-        probe = TimedProbe(Taps(work.model.mmdit, paths_layout[0]), paths_layout[1], batch, add)
-        probe.clock = clock
-        return probe
-
-    started = time.perf_counter()
-    work.sample(probe_of)
-    return time.perf_counter() - started, dict(clock)
 
 
 def main():
@@ -205,12 +183,38 @@ def main():
             f"   (rounds {' '.join(f'{t:.2f}' for t in found)})"
         )
     for name, tracer in (("B", post_gelu()), ("C", block_inputs())):
-        seconds, clock = parts(work, tracer)
-        host = sum(clock.values())
+        host = []
+        alone = seconds(lambda t=tracer: work.sample(work.traced(t, {}, lambda _: ignored)))
+        whole = seconds(lambda t=tracer, h=host: work.sample(work.traced(t, {}, timed(h))))
         print(
-            f"{name}: of {seconds:.2f} s, host {host:.2f} s (counting codes, merging),"
-            f" device {seconds - base - host:.2f} s (sums, extremes, codes), sampling {base:.2f} s"
+            f"{name}: reductions on the device add {alone - base:.2f} s to {base:.2f} s;"
+            f" the host works {sum(host):.2f} s beside it, which adds {whole - alone:.2f} s"
         )
+
+
+def seconds(run):
+    """Wall time of a run."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def ignored(_forward):
+    """The host does nothing."""
+
+
+def timed(spent):
+    """Wraps the host's work so that its seconds are noted."""
+
+    def wrap(take):
+        def measured(forward):
+            started = time.thread_time()
+            take(forward)
+            spent.append(time.thread_time() - started)
+
+        return measured
+
+    return wrap
 
 
 if __name__ == "__main__":
