@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from taqdit.errors import CorruptError, InputError
-from taqdit.overview import LayerTable, Overview, layer_table, overview
+from taqdit.overview import LayerTable, Overview, layer_table, overview, site_histograms
 from taqdit.selection import Selection
 from taqdit.statistics import Histogram, Layout, Site, StepStatistics
 from taqdit.store import Shard, Stage
@@ -82,13 +82,17 @@ def read_step(
 ) -> StepStatistics:
     """The statistics of a stored step. CorruptError if damaged, or not of these sites."""
     shard = stage.read(name, kind=KIND, index=_index(extent, step))
+    return _unpacked(shard, stage.path(name), layout)
+
+
+def _unpacked(shard: Shard, path: Path, layout: Layout | None = None) -> StepStatistics:
     try:
         found = _layout(shard)
         if layout not in (None, found):
             raise ValueError("it holds other sites or folds")
         return StepStatistics.of_tensors(found, shard.tensors)
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"{stage.path(name)} is damaged: {error}") from error
+        raise CorruptError(f"{path} is damaged: {error}") from error
 
 
 def _index(extent: int, step: int) -> str:
@@ -102,8 +106,8 @@ def _layout(shard: Shard) -> Layout:
 class Statistics:
     """Statistics of every site at every step over the first `extent` trajectories of a stage.
 
-    Arrays are mapped from the files, each verified when it is first read. `sigmas` and
-    `timesteps` are (num_steps,): where the model was evaluated.
+    Arrays are mapped from the files, which are verified when the statistics are opened. `sigmas`
+    and `timesteps` are (num_steps,): where the model was evaluated.
     """
 
     def __init__(self, stage: Stage, *, extent: int | None = None) -> None:
@@ -111,9 +115,9 @@ class Statistics:
         self.extent = _largest_extent(stage) if extent is None else extent
         self.num_steps = _count_steps(stage, self.extent)
         self.step = lru_cache(maxsize=None)(self._step)
-        shards = [self._shard(step).metadata for step in range(self.num_steps)]
-        self.sigmas = np.array([shard["sigma"] for shard in shards])
-        self.timesteps = np.array([shard["timestep"] for shard in shards])
+        self._shards = [self._shard(step) for step in range(self.num_steps)]
+        self.sigmas = np.array([shard.metadata["sigma"] for shard in self._shards])
+        self.timesteps = np.array([shard.metadata["timestep"] for shard in self._shards])
         self.layout = self.step(0).layout
 
     @classmethod
@@ -149,6 +153,10 @@ class Statistics:
         """One site, given by its number, at the given steps (None: all)."""
         return layer_table(self, site, steps=steps)
 
+    def histograms(self, site: int, *, steps: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Common edges (k + 1,), and a site's counts (n, k) at the given steps."""
+        return site_histograms(self, site, steps=steps)
+
     def view(self, selections: Sequence[Selection] | None = None) -> View:
         """What a selection sees; None: every step. No model is run."""
         return View(self, None if selections is None else cells_of(selections, self))
@@ -156,8 +164,7 @@ class Statistics:
     def _step(self, step: int) -> StepStatistics:
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} of {self.num_steps}")
-        name = file_name(self.extent, step)
-        return read_step(self._stage, name, extent=self.extent, step=step)
+        return _unpacked(self._shards[step], self._stage.path(file_name(self.extent, step)))
 
     def _shard(self, step: int) -> Shard:
         index = _index(self.extent, step)

@@ -170,8 +170,7 @@ def layer_table(statistics: Steps, site: int, *, steps: Sequence[int] | None = N
     """One site at the given steps (None: all)."""
     chosen = range(statistics.num_steps) if steps is None else steps
     found = [statistics.step(step) for step in chosen]
-    histograms = [histogram(step, site) for step in found]
-    edges = common_edges(histograms)
+    edges, counts = site_histograms(statistics, site, steps=chosen)
     span = statistics.layout.span(site)
 
     def column(value: Callable[[StepStatistics], np.ndarray]) -> np.ndarray:
@@ -188,8 +187,17 @@ def layer_table(statistics: Steps, site: int, *, steps: Sequence[int] | None = N
         negative=column(lambda step: step.negative / np.maximum(step.count, 1)),
         large_share=column(lambda step: step.large.sum(axis=0) / np.maximum(step.count, 1)),
         edges=edges,
-        counts=np.stack([each.rebinned(edges)[0] for each in histograms]),
+        counts=counts,
     )
+
+
+def site_histograms(
+    statistics: Steps, site: int, *, steps: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The values of one site at some steps: common edges (k + 1,) and counts (n, k) float64."""
+    histograms = [histogram(statistics.step(step), site) for step in steps]
+    edges = common_edges(histograms)
+    return edges, np.stack([each.rebinned(edges)[0] for each in histograms])
 
 
 def common_edges(histograms: Sequence[Histogram], *, bins: int = BINS) -> np.ndarray:

@@ -50,7 +50,7 @@ class Showing:
             return found
 
         self.layers = layer_summary(table)
-        log_activations(table, layer, self.tracker)
+        log_activations(table, statistics.histograms, self.tracker)
         selected = sorted({step for steps in chosen for step in steps})
         self._draw(activation_figures(table, layer, self.plan.plots, selected=selected))
         publish_csv(self.folder / LAYERS_CSV, layer_columns(self.layers))

@@ -28,9 +28,9 @@ KINDS = ("normal", "offset", "two", "constant", "zero", "minus_zero", "signed_ze
 
 def statistics_of(activation, *, masked=False):
     """(StepStatistics of one site, row extremes, codes) as the device reduces an activation."""
-    found, codes = reduced(activation, masked=masked)
+    found, codes = reduced([activation], masked=masked)
     layout = Layout((Site("a.fc1_in", activation.shape[-1]),), 1)
-    row_low, row_high = np.array(found.row_low), np.array(found.row_high)
+    row_low, row_high = np.array(found.row_low)[0], np.array(found.row_high)[0]
     sums = BatchSums(
         tokens=np.array([codes.peaks.size]),
         **{name: np.array(getattr(found, name)) for name in PLAIN},
@@ -90,8 +90,8 @@ def test_reductions_agree_with_float64(activation, masked):
     assert found.missing.shape == (0,)
     assert_equal(rows.low, values.min(axis=(1, 2)))
     assert_equal(rows.high, values.max(axis=(1, 2)))
-    assert_equal(codes.values, codes_of(values).reshape(len(values), -1))
-    assert_equal(codes.peaks, codes_of(np.abs(values).max(axis=2)))
+    assert_equal(np.array(codes.values).ravel(), codes_of(values).ravel())
+    assert_equal(np.array(codes.peaks)[..., 0], codes_of(np.abs(values).max(axis=2)))
 
 
 @pytest.mark.parametrize("type_", TYPES)
@@ -134,7 +134,7 @@ def test_half_precision_sums_do_not_overflow():
 def test_tiny_and_subnormal_values_have_codes_and_extremes():
     values = np.array([1e-40, -3e-45, 2e-38, 0, -0.0, 1e-30], np.float32).reshape(1, 6, 1)
     found, rows, codes = statistics_of(mx.array(values))
-    assert_equal(codes.values, codes_of(values).reshape(1, 6))
+    assert_equal(np.array(codes.values).ravel(), codes_of(values).ravel())
     assert (rows.high[0], found.high[0]) == (np.float32(1e-30),) * 2
     assert found.low[0] < 0
     assert_equal(found.negative, [1])
@@ -146,7 +146,7 @@ def test_an_array_that_is_not_contiguous_is_read_as_it_is():
         found, _, codes = statistics_of(mx.array(values).transpose(axes))
         turned = values.transpose(axes)
         assert_channels(found, [turned])
-        assert_equal(codes.values, codes_of(turned).reshape(len(turned), -1))
+        assert_equal(np.array(codes.values).ravel(), codes_of(turned).ravel())
 
 
 def test_tokens_are_told_by_their_largest_magnitude():
@@ -180,7 +180,7 @@ def test_masked_reductions_leave_out_what_is_no_number(activation, data):
     kept = np.where(np.isfinite(values), values, np.inf)
     assert_equal(rows.low, kept.min(axis=(1, 2)))
     assert_equal(rows.high, np.where(np.isfinite(values), values, -np.inf).max(axis=(1, 2)))
-    assert_equal(codes.values, codes_of(values).reshape(len(values), -1))
+    assert_equal(np.array(codes.values).ravel(), codes_of(values).ravel())
     if np.isfinite(values).any():
         low, high = float(rows.low.min()), float(rows.high.max())
         assert_histogram(Histogram.of(found.values, low=low, high=high), values)
@@ -217,9 +217,12 @@ def test_host_and_device_count_the_same_by_fold(indices, folds, seed):
     for cpu in (True, False):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(counting, "on_cpu", lambda cpu=cpu: cpu)
-            found = rows.counted(np.array(rows.lazy(mx.array(codes))))
-            one = OneFold(len(codes))
-            together = one.counted(np.array(one.lazy(mx.array(codes))))
+            one, pair = OneFold(len(codes)), np.stack([codes, codes[::-1]], axis=1)
+            read = mx.array(pair[:, None])  # (rows, tokens, sites, channels)
+            found = rows.counted([np.array(each) for each in rows.lazy(read)], 0)
+            together = one.counted([np.array(each) for each in one.lazy(read)], 0)
+            other = rows.counted([np.array(each) for each in rows.lazy(read)], 1)
+        assert other.total == found.total == codes.size
         assert found.counts.shape[0] == folds
         for fold, members in by_fold.items():
             dense = np.zeros((512, 16), int)
@@ -228,6 +231,24 @@ def test_host_and_device_count_the_same_by_fold(indices, folds, seed):
         assert together.counts.shape[0] == 1
         assert_equal(together.counts[0], found.counts.sum(axis=0))
         assert_equal(together.rows, found.rows)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_sites_side_by_side_are_reduced_as_each_alone(masked):
+    """The very same bits: live tracing and replay may group in other ways."""
+    rng = np.random.default_rng(2)
+    arrays = [mx.array(rng.normal(k, 10.0**k, (4, 70, 1, 24)).astype("f4")) for k in range(3)]
+    found, codes = reduced(arrays, masked=masked)
+    for site, array in enumerate(arrays):
+        alone, own = reduced([array], masked=masked)
+        for name, value in alone._asdict().items():
+            part = getattr(found, name)
+            if name.startswith("row_"):
+                assert_equal(np.array(part)[site], np.array(value)[0])
+            elif value is not None:
+                assert_equal(np.array(part)[24 * site : 24 * site + 24], np.array(value))
+        assert_equal(np.array(codes.values)[:, :, site], np.array(own.values)[:, :, 0])
+        assert_equal(np.array(codes.peaks)[:, :, site], np.array(own.peaks)[:, :, 0])
 
 
 def test_scattered_counts_are_those_of_bincount():

@@ -127,6 +127,11 @@ class ImportedStatistics:
         least, most = np.moveaxis(np.array(bounds), 2, 0)
         return least, most
 
+    def histograms(self, site: int, *, steps: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Common edges (k + 1,), and a site's counts (n, k) at the given steps."""
+        table = self.layer_table(site, steps=steps)
+        return table.edges, table.counts
+
     def layer_table(self, site: int, steps: Sequence[int] | None = None) -> LayerTable:
         """One site at the given steps (None: all).
 

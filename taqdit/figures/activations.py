@@ -45,7 +45,7 @@ def activation_figures(
 def chosen_layers(table: Overview, patterns: Sequence[str] | None) -> list[int]:
     """Numbers of the sites that get figures of their own. ConfigError if a pattern fits none."""
     if patterns is None:
-        return worst_layers(table)
+        return [worst_layer(table)]
     chosen: list[int] = []
     for pattern in patterns:
         found = [i for i, site in enumerate(table.sites) if _fits(site, pattern)]
@@ -59,14 +59,12 @@ def chosen_layers(table: Overview, patterns: Sequence[str] | None) -> list[int]:
     return sorted(set(chosen))
 
 
-def worst_layers(table: Overview) -> list[int]:
-    """Of each stream the post-GELU layer (if any was read) whose top channel stands out most."""
+def worst_layer(table: Overview) -> int:
+    """The post-GELU layer (if any was read, else any) whose top channel stands out most."""
     ratio = np.nan_to_num(table.channel_ratio, nan=0.0, posinf=0.0).max(axis=1)
-    places = {site.place for site in table.sites}
-    place = "post_gelu" if "post_gelu" in places else None
-    streams = dict.fromkeys(site.stream for site in table.sites)
-    groups = [table.where(place=place, stream=stream) for stream in streams]
-    return sorted(int(group[ratio[group].argmax()]) for group in groups if len(group))
+    post_gelu = table.where(place="post_gelu")
+    among = post_gelu if len(post_gelu) else np.arange(len(table.sites))
+    return int(among[ratio[among].argmax()])
 
 
 def _fits(site: Site, pattern: str) -> bool:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from taqdit.figures.activations import spaced
 from taqdit.layer_summary import COLUMNS, layer_summary
-from taqdit.overview import LayerTable, Overview
+from taqdit.overview import Overview
 from taqdit.tracking import Tracker
 
-MOST_STEPS = 25  # rows of histograms
+MOST_STEPS = 16  # rows of histograms
 
 
-def log_activations(
-    table: Overview, layer: Callable[[int], LayerTable] | None, tracker: Tracker
-) -> None:
-    """Ranges over the timesteps as charts, a row of histograms for each of at most MOST_STEPS
-    timesteps, and the layers as a table. `layer` gives the histograms of a site; None: none."""
+Histograms = Callable[..., tuple[np.ndarray, np.ndarray]]
+"""(site number, steps=..) -> edges (k + 1,), counts (n, k)."""
+
+
+def log_activations(table: Overview, histograms: Histograms, tracker: Tracker) -> None:
+    """Ranges over the timesteps as charts, a row for each step with the histograms of at most
+    MOST_STEPS of them, and the layers as a table."""
     charts = {"absmax": table.absmax, "median_range": table.median_range}
     names = [site.name for site in table.sites]
     for name, values in charts.items():
@@ -26,22 +30,21 @@ def log_activations(
             ys=dict(zip(names, values, strict=True)),
             x_name="timestep",
         )
-    _log_rows(table, layer, tracker)
+    _log_rows(table, histograms, tracker)
     tracker.table("activations/layers", ["layer", *COLUMNS], layer_summary(table))
 
 
-def _log_rows(table: Overview, layer: Callable[[int], LayerTable] | None, tracker: Tracker) -> None:
+def _log_rows(table: Overview, histograms: Histograms, tracker: Tracker) -> None:
     steps = range(len(table.timesteps))
-    shown = set(spaced(steps, MOST_STEPS))
-    details = [] if layer is None else [layer(site) for site in range(len(table.sites))]
-    for step in steps:
-        histograms = {
-            f"histogram/{detail.site.name}": (detail.counts[step], detail.edges)
-            for detail in details
-            if step in shown
-        }
+    shown = spaced(steps, MOST_STEPS)
+    rows: dict[int, dict[str, tuple[np.ndarray, np.ndarray]]] = {step: {} for step in steps}
+    for number, site in enumerate(table.sites):
+        edges, counts = histograms(number, steps=shown)
+        for step, row in zip(shown, counts, strict=True):
+            rows[step][f"histogram/{site.name}"] = row, edges
+    for step, values in rows.items():
         tracker.histograms(
-            histograms,
+            values,
             scalars=_scalars(table, step),
             axis={
                 "step": step,

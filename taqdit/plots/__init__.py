@@ -33,8 +33,8 @@ class PlotOptions:
     """Which figures a run draws, in which file formats, and of which layers.
 
     `layers` are patterns for the figures of single layers: a layer is named as its figures are
-    (`mm_00_img`, `mm_00_img_qkv_in`) or as its site is (`mm_00_img.qkv_in`). None: of each stream
-    the post-GELU layer whose largest channel stands out most.
+    (`mm_00_img`, `mm_00_img_qkv_in`) or as its site is (`mm_00_img.qkv_in`). None: the post-GELU
+    layer whose largest channel stands out most.
     """
 
     figures: tuple[str, ...]

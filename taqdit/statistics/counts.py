@@ -28,20 +28,20 @@ class BinCounts:
         return cls(np.empty(0, np.uint16), np.empty((folds, 0, PER_ROW), np.uint32))
 
     @classmethod
-    def of(cls, dense: Mapping[int, np.ndarray], *, folds: int) -> BinCounts:
-        """From counts of all 8192 bins, integers below 2^32, of each fold that was seen."""
-        seen = np.stack(list(dense.values()))
-        hit = np.bitwise_or.reduce(seen, axis=0).reshape(ROWS, PER_ROW).any(axis=1)
+    def of(cls, dense: np.ndarray, seen: Sequence[int], *, folds: int) -> BinCounts:
+        """From counts of all 8192 bins, integers below 2^32, of each fold that was seen: (P, 8192)
+        for the folds `seen` (P,)."""
+        hit = np.bitwise_or.reduce(dense, axis=0).reshape(ROWS, PER_ROW).any(axis=1)
         rows = np.flatnonzero(hit)
         counts = np.zeros((folds, len(rows), PER_ROW), np.uint32)
-        counts[list(dense)] = seen.reshape(len(seen), ROWS, PER_ROW)[:, rows]
+        counts[seen] = dense.reshape(len(dense), ROWS, PER_ROW)[:, rows]
         return cls(rows.astype(np.uint16), counts)
 
     @classmethod
     def of_codes(cls, codes: Mapping[int, np.ndarray], *, folds: int) -> BinCounts:
         """Count codes, uint16 arrays of any shape, one of each fold that was seen."""
-        dense = {k: np.bincount(each.reshape(-1), minlength=BINS) for k, each in codes.items()}
-        return cls.of(dense, folds=folds)
+        dense = [np.bincount(each.reshape(-1), minlength=BINS) for each in codes.values()]
+        return cls.of(np.stack(dense), list(codes), folds=folds)
 
     @property
     def total(self) -> int:

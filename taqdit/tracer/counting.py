@@ -7,7 +7,6 @@ EPYC), and the codes need no copy to be read; on a GPU they would.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -25,33 +24,50 @@ class RowFolds:
     def __init__(self, indices: Sequence[int], *, folds: int) -> None:
         self.folds = folds
         self.of_row = np.tile(np.array([index % folds for index in indices]), 2)
-        self.rows = {int(k): np.flatnonzero(self.of_row == k) for k in np.unique(self.of_row)}
+        self.seen = np.unique(self.of_row).tolist()
+
+    @property
+    def _joint(self) -> bool:
+        """Whether a code and the place of its fold fit into 16 bits."""
+        return len(self.seen) * BINS <= 2**16
 
     def extremes(self, row_low: np.ndarray, row_high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(F, S) lowest and highest value per fold, of (S, R) per row; +-Inf for unseen folds."""
         low = np.full((self.folds, len(row_low)), np.inf, np.float32)
         high = np.full_like(low, -np.inf)
-        for fold, rows in self.rows.items():
+        for fold in self.seen:
+            rows = self.of_row == fold
             low[fold], high[fold] = row_low[:, rows].min(axis=1), row_high[:, rows].max(axis=1)
         return low, high
 
-    def lazy(self, codes: mx.array) -> mx.array:
-        """What is to be evaluated to count `codes` (R, n): themselves, or counts (folds, 8192)."""
-        if on_cpu():
-            return codes
-        place = np.searchsorted(np.array(list(self.rows)), self.of_row)
-        return scattered(codes, mx.array(place.astype(np.int32)), len(self.rows))
-
-    def counted(self, found: np.ndarray) -> BinCounts:
-        """The counts per fold, from what `lazy` gave, evaluated."""
+    def lazy(self, codes: mx.array) -> list[mx.array]:
+        """What is to be evaluated to count `codes` (R, T, G, n) of G sites: themselves, the place
+        of each row's fold above their 13 bits if there is room for it; on a GPU counts
+        (folds, 8192) of each site."""
+        rows, _, sites, _ = codes.shape
+        place = mx.array(np.searchsorted(np.array(self.seen), self.of_row).astype(np.uint16))
         if not on_cpu():
-            return BinCounts.of(dict(zip(self.rows, found, strict=True)), folds=self.folds)
-        return BinCounts.of_codes({k: found[r] for k, r in self.rows.items()}, folds=self.folds)
+            parts = [codes[:, :, site].reshape(rows, -1) for site in range(sites)]
+            return [scattered(part, place, len(self.seen)) for part in parts]
+        if not self._joint:
+            return [codes]
+        return [codes | (place * BINS)[:, None, None, None]]
+
+    def counted(self, found: Sequence[np.ndarray], site: int) -> BinCounts:
+        """The counts per fold of one of the sites, from what `lazy` gave, evaluated."""
+        if not on_cpu():
+            return BinCounts.of(found[site], self.seen, folds=self.folds)
+        codes = found[0][:, :, site]
+        if not self._joint:
+            by_fold = {fold: codes[self.of_row == fold] for fold in self.seen}
+            return BinCounts.of_codes(by_fold, folds=self.folds)
+        dense = np.bincount(codes.reshape(-1), minlength=len(self.seen) * BINS)
+        return BinCounts.of(dense.reshape(-1, BINS), self.seen, folds=self.folds)
 
 
 def scattered(codes: mx.array, group: mx.array, groups: int) -> mx.array:
     """Counts (groups, 8192) uint32 of codes (R, n), row r in group[r]."""
-    places = (codes.astype(mx.int32) + group[:, None] * BINS).flatten()
+    places = (codes.astype(mx.int32) + group.astype(mx.int32)[:, None] * BINS).flatten()
     zeros = mx.zeros((groups * BINS,), dtype=mx.uint32)
     return zeros.at[places].add(mx.array(1, mx.uint32)).reshape(groups, BINS)
 
@@ -60,5 +76,4 @@ class OneFold(RowFolds):
     """All rows together: for counts that are not kept per fold."""
 
     def __init__(self, rows: int) -> None:
-        self.folds, self.of_row = 1, np.zeros(rows, np.int64)
-        self.rows: dict[int, Any] = {0: slice(None)}
+        self.folds, self.of_row, self.seen = 1, np.zeros(rows, np.int64), [0]

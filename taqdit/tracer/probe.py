@@ -8,7 +8,8 @@ next step is under way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,25 @@ import numpy as np
 from taqdit.backend import mx, side_stream
 from taqdit.statistics import BatchSums, Layout
 from taqdit.tracer.background import Background
-from taqdit.tracer.host import PER_CHANNEL, STATIC, Counted, Evaluated, HostSide, Rows
+from taqdit.tracer.host import PER_CHANNEL, STATIC, Counted, Evaluated, HostSide, Part, Rows
 from taqdit.tracer.reduce import Reduced, reduced
 from taqdit.tracer.taps import Taps
 
 Denoise = Callable[[Any, int], Any]
+MOST_GATHERED = 16 * 2**20  # bytes of small activations that are reduced together
 MOST_PENDING = 256 * 2**20  # bytes of codes that wait for the end of a step
+
+
+@dataclass(eq=False)
+class Group:
+    """Sites that were reduced together; `values`, `peaks` are to be counted, or are `counted`."""
+
+    names: tuple[str, ...]
+    found: Reduced
+    tokens: int
+    values: list[Any]
+    peaks: list[Any]
+    counted: dict[str, Counted] = field(default_factory=dict)
 
 
 class Probe:
@@ -40,16 +54,15 @@ class Probe:
         *,
         masked: bool = False,
     ) -> None:
-        self._taps, self._layout, self._masked = taps, layout, masked
+        self._taps, self._masked = taps, masked
         self._host = HostSide(layout, batch, found, masked=masked)
         self._background = Background()
         self._step: int | None = None
-        self._read: dict[str, Reduced] = {}
-        self._lazy: dict[str, tuple[Any, Any]] = {}  # values and peaks, to be counted
-        self._waiting = 0  # bytes of the codes of all in _lazy, as if they were kept
-        self._counted: dict[str, Counted] = {}  # of this step, counted early
+        self._gathered: dict[Any, list[tuple[str, Any]]] = {}  # activations of one shape
+        self._groups: list[Group] = []
+        self._static: Group | None = None
+        self._waiting = 0  # bytes of the codes of this step that are not counted yet
         self._joint: dict[str, Any] = {}
-        self._tokens: dict[str, int] = {}
 
     def watch(self, denoise: Denoise) -> Denoise:
         """A denoiser with the same outputs whose first forward after each `collect` is read.
@@ -62,13 +75,14 @@ class Probe:
             if self._step is not None:
                 return denoise(latent, step)
             try:
-                with self._taps.reading(self._reduce):
+                with self._taps.reading(self._gather):
                     clean = denoise(latent, step)
             finally:  # a Ctrl-C on the way into the context's own exit would skip it
                 self._taps.restore()
+            for key in list(self._gathered):
+                self._reduce(key)
             self._step = step
-            with mx.stream(side_stream()):
-                self._join([self._read[site.name] for site in self._layout.sites])
+            self._join()
             return clean
 
         return watched
@@ -76,8 +90,8 @@ class Probe:
     @property
     def pending(self) -> list[Any]:
         """What has to be evaluated before `collect`."""
-        lazy = [array for pair in self._lazy.values() for array in pair]
-        return [*self._joint.values(), *lazy]
+        codes = [array for group in self._groups for array in (*group.values, *group.peaks)]
+        return [*self._joint.values(), *codes]
 
     def collect(self) -> None:
         """Hand on what was read of a step; `pending` has been evaluated.
@@ -90,27 +104,37 @@ class Probe:
         forward = Evaluated(
             self._step,
             {name: _on_host(array) for name, array in self._joint.items()},
-            {name: (_on_host(v), _on_host(p)) for name, (v, p) in self._lazy.items()},
-            self._counted,
-            dict(self._tokens),
+            [_part(group) for group in self._groups],
         )
-        self._step, self._waiting = None, 0
-        self._joint, self._lazy, self._counted = {}, {}, {}
-        self._read = {name: kept for name, kept in self._read.items() if name == STATIC}
+        self._step, self._waiting, self._joint = None, 0, {}
+        self._static = next((each for each in self._groups if each.names == (STATIC,)), None)
+        if self._static:  # counted once
+            self._static.values, self._static.peaks = [], []
+        self._groups = [self._static] if self._static else []
         self._background.run(lambda: self._host.take(forward))
 
     def finish(self) -> None:
         """Wait until `found` was told of every step. Raises as `collect`."""
         self._background.wait()
 
-    def _reduce(self, name: str, activation: Any) -> None:
-        if name in self._read:
-            return  # the static site, known from the first step
+    def _gather(self, name: str, activation: Any) -> None:
+        """Keep the activation until some of its shape can be reduced together."""
+        if name == STATIC and self._static:
+            return
+        key = STATIC if name == STATIC else (activation.shape, activation.dtype)
+        alike = self._gathered.setdefault(key, [])
+        alike.append((name, activation))
+        if len(alike) * activation.nbytes > MOST_GATHERED:
+            self._reduce(key)
+
+    def _reduce(self, key: Any) -> None:
+        names, activations = zip(*self._gathered.pop(key), strict=True)
         with mx.stream(side_stream()):  # beside the forward, which does not wait for it
-            self._read[name], codes = reduced(activation, masked=self._masked)
-            lazy = self._host.folds.lazy(codes.values), self._host.together.lazy(codes.peaks)
-        self._lazy[name] = lazy
-        self._tokens[name] = codes.peaks.size
+            found, codes = reduced(activations, masked=self._masked)
+            values = self._host.folds.lazy(codes.values)
+            peaks = self._host.together.lazy(codes.peaks[..., None])
+        tokens = codes.peaks.size // len(names)
+        self._groups.append(Group(names, found, tokens, values, peaks))
         self._waiting += codes.values.nbytes
         if self._waiting > MOST_PENDING:
             self._count_early()
@@ -120,21 +144,25 @@ class Probe:
 
         So would its activations, where a GPU counts the codes at once: they wait to be reduced.
         """
-        parts = [[a for a in self._read[name] if a is not None] for name in self._lazy]
-        mx.eval(*self._lazy.values(), *parts)
-        for name, (values, peaks) in self._lazy.items():
-            self._counted[name] = self._host.count(_on_host(values), _on_host(peaks))
-        self._lazy, self._waiting = {}, 0
+        for group in self._groups:
+            kept = [array for array in group.found if array is not None]
+            mx.eval(*kept, *group.values, *group.peaks)
+            group.counted |= self._host.count(_part(group))
+            group.values, group.peaks = [], []
+        self._waiting = 0
 
-    def _join(self, parts: Sequence[Reduced]) -> None:
+    def _join(self) -> None:
         """Per-channel numbers of all sites side by side: one array to evaluate, not one a site."""
-        for name in PER_CHANNEL:
-            self._joint[name] = mx.concatenate([getattr(part, name) for part in parts])
-        if self._masked:
-            missing = [part.missing for part in parts if part.missing is not None]
-            self._joint["missing"] = mx.concatenate(missing)
-        for name in ("row_low", "row_high"):
-            self._joint[name] = mx.stack([getattr(part, name) for part in parts])
+        names = [*PER_CHANNEL, "row_low", "row_high", *(["missing"] if self._masked else [])]
+        with mx.stream(side_stream()):
+            for name in names:
+                parts = [getattr(group.found, name) for group in self._groups]
+                self._joint[name] = mx.concatenate(parts)
+
+
+def _part(group: Group) -> Part:
+    values, peaks = ([_on_host(each) for each in codes] for codes in (group.values, group.peaks))
+    return Part(group.names, group.tokens, values, peaks, dict(group.counted))
 
 
 def _on_host(array: Any) -> np.ndarray:

@@ -1,11 +1,12 @@
-"""One activation reduced on the device: sums about the mean, extremes, counts, codes.
+"""Activations reduced on the device: sums about the mean, extremes, counts, codes.
 
 Everything here is lazy: nothing is evaluated, and what is returned holds no activation once it is.
-R rows (of the guided batch), T tokens a row, C channels.
+R rows (of the guided batch), T tokens a row, G sites of C channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from taqdit.backend import mx
@@ -17,7 +18,8 @@ _NONFINITE = 0xFF0  # smallest magnitude code of Inf and NaN
 
 
 class Reduced(NamedTuple):
-    """Per channel (C,), as BatchSums has them; `row_low` and `row_high` (R,)."""
+    """Of G sites of C channels each, per channel (G * C,), as BatchSums has them; `row_low` and
+    `row_high` (G, R)."""
 
     shift: mx.array
     sums: mx.array
@@ -33,31 +35,34 @@ class Reduced(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """Of every value, (R, T * C) uint16; and the magnitude of each token's largest, (R, T)."""
+    """Of every value, (R, T, G, C) uint16; and the magnitude of each token's largest, (R, T, G)."""
 
     values: mx.array
     peaks: mx.array
 
 
-def reduced(activation: mx.array, *, masked: bool = False) -> tuple[Reduced, Codes]:
-    """The reductions of an activation (R, .., C) of any float type.
+def reduced(activations: Sequence[mx.array], *, masked: bool = False) -> tuple[Reduced, Codes]:
+    """The reductions of activations (R, .., C) of one shape and any float type, side by side.
 
-    `masked` leaves NaN and Inf out of all but the codes; otherwise they spoil the moments of their
-    channels and show in the codes.
+    Many small ones cost as few operations as one. `masked` leaves NaN and Inf out of all but the
+    codes; otherwise they spoil the moments of their channels and show in the codes.
     """
-    rows, width = activation.shape[0], activation.shape[-1]
-    values = activation.astype(mx.float32).reshape(rows, -1, width)
+    rows, width = activations[0].shape[0], activations[0].shape[-1]
+    parts = [each.astype(mx.float32).reshape(rows, -1, width) for each in activations]
+    values = mx.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
     if masked:
-        return _masked(values)
-    return _reduced(values, values, values, mx.array(values.shape[0] * values.shape[1]))
+        return _masked(values, len(parts))
+    tokens = mx.array(values.shape[0] * values.shape[1])
+    return _reduced(values, values, values, tokens, sites=len(parts))
 
 
-def _masked(values: mx.array) -> tuple[Reduced, Codes]:
+def _masked(values: mx.array, sites: int) -> tuple[Reduced, Codes]:
     finite = mx.isfinite(values)
     missing = mx.logical_not(finite).sum(axis=(0, 1))
     tokens = values.shape[0] * values.shape[1]
     lows, highs = (mx.where(finite, values, mx.array(bound)) for bound in (mx.inf, -mx.inf))
-    found, codes = _reduced(values, lows, highs, mx.maximum(tokens - missing, 1), finite)
+    count = mx.maximum(tokens - missing, 1)
+    found, codes = _reduced(values, lows, highs, count, finite, sites=sites)
     return found._replace(missing=missing), codes
 
 
@@ -67,10 +72,12 @@ def _reduced(
     highs: mx.array,
     count: mx.array,
     finite: mx.array | None = None,
+    *,
+    sites: int,
 ) -> tuple[Reduced, Codes]:
     """`lows` and `highs` are the values with what must not count at +Inf and -Inf."""
     rows, tokens, width = values.shape
-    row_low, row_high = lows.min(axis=1), highs.max(axis=1)  # (R, C)
+    row_low, row_high = lows.min(axis=1), highs.max(axis=1)  # (R, G * C)
     low, high = row_low.min(axis=0), row_high.max(axis=0)
     flat = values.reshape(-1, width)
     kept = flat if finite is None else mx.where(finite.reshape(-1, width), flat, 0)
@@ -91,10 +98,12 @@ def _reduced(
         top=_at_least(magnitudes, octave, finite),
         near=_at_least(magnitudes, mx.maximum(octave, 1) - 1, finite),
         missing=None,
-        row_low=row_low.min(axis=1),
-        row_high=row_high.max(axis=1),
+        row_low=row_low.reshape(rows, sites, -1).min(axis=2).T,
+        row_high=row_high.reshape(rows, sites, -1).max(axis=2).T,
     )
-    return found, Codes(codes.reshape(rows, -1), magnitudes.max(axis=1).reshape(rows, tokens))
+    apart_by_site = (rows, tokens, sites, -1)
+    peaks = magnitudes.reshape(apart_by_site).max(axis=3)
+    return found, Codes(codes.reshape(apart_by_site), peaks)
 
 
 def column_sums(values: mx.array) -> mx.array:
