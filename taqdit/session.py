@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from taqdit.activations import Statistics
 from taqdit.calibration import CalibrationSet, import_npz
 from taqdit.errors import StorageError, TaqditError
 from taqdit.exports import export_layer_statistics, export_npz, open_statistics
+from taqdit.figures import StoredFigures
 from taqdit.figures.latents import chosen_steps
 from taqdit.plan import (
     Plan,
@@ -26,7 +27,7 @@ from taqdit.plan import (
 from taqdit.progress import Progress
 from taqdit.showing import Showing
 from taqdit.stages import Bench, encode_prompts, sample_and_trace
-from taqdit.store import make_folder, publish_json, sha256_file
+from taqdit.store import canonical_json, make_folder, publish_json, sha256_file, sha256_hex
 from taqdit.tracking import Tracker
 from taqdit.tracking.secrets import mask_secrets
 from taqdit.trajectory import TrajectorySet
@@ -164,11 +165,35 @@ class Session:
                 conditioning=conditioning.row,
             )
             self._calibration(points)
-        show = Showing(plan, self.folder, self.tracker)
+        chosen = chosen_steps(plan, trajectories)
+        stored = self._stored_figures(trajectories, statistics, chosen)
+        show = Showing(plan, self.folder, self.tracker, stored)
         if "figures" in asked:
             show.trajectories(trajectories)
-            show.statistics(statistics, chosen_steps(plan, trajectories))
+            show.statistics(statistics, chosen)
+        if stored:
+            stored.seal()
         self._report(show, trajectories)
+
+    def _stored_figures(
+        self,
+        trajectories: TrajectorySet,
+        statistics: Statistics | None,
+        chosen: Sequence[Sequence[int]],
+    ) -> StoredFigures | None:
+        """Where figures of the same data, selection and options are kept."""
+        plots = self.plan.plots
+        if "figures" not in self.plan.stages or not plots.figures:
+            return None
+        inputs = {
+            "trajectories": trajectories.fingerprint,
+            "count": len(trajectories),
+            "statistics": statistics and [statistics.fingerprint, statistics.extent],
+            "selected": sha256_hex(canonical_json([list(steps) for steps in chosen]).encode()),
+            "layers": plots.layers and list(plots.layers),
+            "formats": list(plots.formats),
+        }
+        return StoredFigures(self.store, inputs, refresh="figures" in self.plan.refresh)
 
     def _lineage(self, trajectories: TrajectorySet, statistics: Statistics | None) -> None:
         """Tell the tracker what the statistics were made of."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from taqdit.figures import Drawn, save_all
+from taqdit.figures import Drawn, StoredFigures, save_all
 from taqdit.figures.activations import activation_figures
 from taqdit.figures.latents import latent_figures, log_curves
 from taqdit.figures.tracked import layer_columns, log_activations
@@ -25,8 +25,10 @@ LAYERS_CSV = "layers.csv"
 class Showing:
     """Collects what was drawn and tabled, for the summary and the page."""
 
-    def __init__(self, plan: Plan, folder: Path, tracker: Tracker) -> None:
-        self.plan, self.folder, self.tracker = plan, folder, tracker
+    def __init__(
+        self, plan: Plan, folder: Path, tracker: Tracker, stored: StoredFigures | None = None
+    ) -> None:
+        self.plan, self.folder, self.tracker, self.stored = plan, folder, tracker, stored
         self.drawn: list[Drawn] = []
         self.layers: list[tuple[Any, ...]] = []
 
@@ -56,7 +58,13 @@ class Showing:
         publish_csv(self.folder / LAYERS_CSV, layer_columns(self.layers))
 
     def _draw(self, drawings: Any) -> None:
-        self.drawn += save_all(drawings, self.folder, self.tracker, formats=self.plan.plots.formats)
+        self.drawn += save_all(
+            drawings,
+            self.folder,
+            self.tracker,
+            formats=self.plan.plots.formats,
+            stored=self.stored,
+        )
 
     def results(self) -> dict[str, Any]:
         """For summary.json."""

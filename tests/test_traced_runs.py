@@ -1,11 +1,14 @@
 """Whole runs that trace: reuse, extent, imported statistics, damage, NaN."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tree
 
 import taqdit as package
+from taqdit import figures
 from taqdit.errors import ConfigError, InputError, NumericError, StorageError
 
 SMALL = (
@@ -126,6 +129,35 @@ def test_inputs_that_are_not_there_are_input_errors(tmp_path):
         package.launch([*SMALL, f"inputs.statistics={tmp_path / 'none'}"])
     with pytest.raises(InputError, match=r"it has no stage\.json"):
         package.launch([*SMALL, f"output_dir={tmp_path}", f"inputs.statistics={tmp_path}"])
+
+
+def test_figures_are_drawn_once(outputs, monkeypatch):
+    first = again(outputs, "plots=minimal")
+    drawn = []
+    real = figures.rendered
+    monkeypatch.setattr(figures, "rendered", lambda *a, **k: drawn.append(1) or real(*a, **k))
+    second = again(outputs, "plots=minimal")
+    assert not drawn
+    assert second.summary["figures"] == first.summary["figures"]
+    assert tree(second.folder / "figures") == tree(first.folder / "figures")
+    other = again(outputs, "plots=minimal", "timestep_selection.count=3")
+    assert len(drawn) == 2
+    (stage,) = {path.parent for path in stored(outputs, "range_vs_timestep_all")[:1]}
+    path = stage / "latent_curves.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert again(outputs, "plots=minimal", "timestep_selection.count=3").summary["status"] == "ok"
+    assert again(outputs, "plots=minimal").summary["status"] == "ok"
+    assert len(drawn) == 3  # the damaged one
+    assert (stage / "latent_curves.safetensors.bad-1").exists()
+    again(outputs, "plots=minimal", "refresh=[figures]")
+    assert len(drawn) == 5
+    assert tree(other.folder / "figures") != tree(first.folder / "figures")
+
+
+def stored(outputs, name):
+    """The stored files of a figure, one per set of inputs."""
+    folder = Path(outputs.config["output_dir"]) / "store" / "figures"
+    return sorted(folder.glob(f"*/{name}.safetensors"))
 
 
 def test_layers_that_were_not_traced_are_named(outputs):

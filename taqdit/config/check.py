@@ -43,7 +43,7 @@ KINDS: dict[str, type] = {
     "plots": PlotOptions,
     "tracking": TrackingOptions,
 }
-STORED = ("conditioning", "trajectories", "statistics")
+STORED = ("conditioning", "trajectories", "statistics", "figures")
 STAGES = ("conditioning", "trajectories", "statistics", "calibration", "figures", "report")
 PREFLIGHT = ("on", "only", "off")
 RULES = ("sqnr", "seed")

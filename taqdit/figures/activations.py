@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,9 @@ def activation_figures(
             yield _OVERVIEW[name](table, selected)
     wanted = [name for name in options.figures if name in _LAYER]
     for site in chosen_layers(table, options.layers) if wanted else []:
-        detail = layer(site)
+        detail = cache(partial(layer, site))
         for name in wanted:
-            yield _LAYER[name](detail, selected)
+            yield _of_layer(name, table.sites[site], detail, selected)
 
 
 def chosen_layers(table: Overview, patterns: Sequence[str] | None) -> list[int]:
@@ -95,8 +96,10 @@ def _range(part: str) -> Callable[[Overview, Sequence[int]], Drawing]:
             f"range_vs_timestep_{part}",
             HEADING,
             f"Median channel range of {whose} against the timestep",
-            overview.range_vs_timestep(table, stream),
-            overview.site_table(table, "median_range", stream),
+            lambda: (
+                overview.range_vs_timestep(table, stream),
+                overview.site_table(table, "median_range", stream),
+            ),
         )
 
     return draw
@@ -107,8 +110,10 @@ def _share(table: Overview, selected: Sequence[int]) -> Drawing:
         "range_vs_sigma",
         HEADING,
         "How much of its range over all steps each layer has at one; ticks: calibration steps",
-        overview.range_vs_sigma(table, selected),
-        overview.range_share_table(table, selected),
+        lambda: (
+            overview.range_vs_sigma(table, selected),
+            overview.range_share_table(table, selected),
+        ),
     )
 
 
@@ -116,16 +121,22 @@ def _heatmap(
     name: str, draw: Callable[[Overview], Any], title: str
 ) -> Callable[[Overview, Sequence[int]], Drawing]:
     def drawing(table: Overview, _selected: Sequence[int]) -> Drawing:
-        numbers = overview.site_table(table, _FIELDS[name])
-        return Drawing(name, HEADING, title, draw(table), numbers)
+        numbers = _FIELDS[name]
+        return Drawing(
+            name, HEADING, title, lambda: (draw(table), overview.site_table(table, numbers))
+        )
 
     return drawing
 
 
 def _outliers(table: Overview, _selected: Sequence[int]) -> Drawing:
     title = "Is an outlier a channel or a few tokens? Each layer at its worst step"
-    numbers = outliers.outlier_table(table)
-    return Drawing("outliers", HEADING, title, outliers.outliers(table), numbers)
+    return Drawing(
+        "outliers",
+        HEADING,
+        title,
+        lambda: (outliers.outliers(table), outliers.outlier_table(table)),
+    )
 
 
 _RANGES = {f"range_vs_timestep_{part}": part for part in _STREAMS}
@@ -165,45 +176,41 @@ _OVERVIEW: dict[str, Callable[[Overview, Sequence[int]], Drawing]] = {
 }
 
 
-def _histogram(table: LayerTable, selected: Sequence[int]) -> Drawing:
-    steps = spaced(selected or range(len(table.sigmas)), PANELS)
-    figure = layers.histogram_panels(table, steps)
-    return _layer("histogram", table, "Distribution at the calibration steps of", figure, steps)
+def _steps_of(kind: str, table: LayerTable, selected: Sequence[int]) -> list[int]:
+    """The steps that a figure of one layer shows."""
+    every = range(len(table.sigmas))
+    return spaced(selected or every, PANELS) if kind == "histogram" else spaced(every, RIDGES)
 
 
-def _ridgeline(table: LayerTable, _selected: Sequence[int]) -> Drawing:
-    steps = spaced(range(len(table.sigmas)), RIDGES)
-    figure = layers.ridgeline(table, steps)
-    return _layer("ridgeline", table, "Distribution over time of", figure, steps)
-
-
-def _channel_ranges(table: LayerTable, _selected: Sequence[int]) -> Drawing:
-    title = "Range of every channel, the top 2 % in red, of"
-    return _layer("channel_ranges", table, title, layers.channel_ranges(table))
-
-
-def _channel_time(table: LayerTable, _selected: Sequence[int]) -> Drawing:
-    title = "Largest magnitude of the largest channels over time of"
-    return _layer("channel_time", table, title, layers.channel_time(table))
-
-
-def _layer(
-    kind: str, table: LayerTable, title: str, figure: Any, steps: Sequence[int] = ()
+def _of_layer(
+    kind: str, site: Site, detail: Callable[[], LayerTable], selected: Sequence[int]
 ) -> Drawing:
-    numbers = _TABLES[kind](table, steps)
-    name = f"{kind}_{table.site.label}"
-    return Drawing(name, LAYERS_HEADING, f"{title} {table.site.name}", figure, numbers)
+    title, figure, numbers = _LAYER[kind]
+
+    def draw() -> tuple[Any, Any]:
+        table = detail()
+        steps = _steps_of(kind, table, selected)
+        return figure(table, steps), numbers(table, steps)
+
+    return Drawing(f"{kind}_{site.label}", LAYERS_HEADING, f"{title} {site.name}", draw)
 
 
-_TABLES: dict[str, Callable[[LayerTable, Sequence[int]], Any]] = {
-    "histogram": distribution_table,
-    "ridgeline": distribution_table,
-    "channel_ranges": lambda table, _steps: layers.channel_range_table(table),
-    "channel_time": lambda table, _steps: layers.channel_time_table(table),
-}
-_LAYER = {
-    "histogram": _histogram,
-    "ridgeline": _ridgeline,
-    "channel_ranges": _channel_ranges,
-    "channel_time": _channel_time,
+LayerFunction = Callable[[LayerTable, Sequence[int]], Any]
+_LAYER: dict[str, tuple[str, LayerFunction, LayerFunction]] = {
+    "histogram": (
+        "Distribution at the calibration steps of",
+        layers.histogram_panels,
+        distribution_table,
+    ),
+    "ridgeline": ("Distribution over time of", layers.ridgeline, distribution_table),
+    "channel_ranges": (
+        "Range of every channel, the top 2 % in red, of",
+        lambda table, _steps: layers.channel_ranges(table),
+        lambda table, _steps: layers.channel_range_table(table),
+    ),
+    "channel_time": (
+        "Largest magnitude of the largest channels over time of",
+        lambda table, _steps: layers.channel_time(table),
+        lambda table, _steps: layers.channel_time_table(table),
+    ),
 }

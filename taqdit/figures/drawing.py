@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """A figure with its file name, the heading it belongs under, its caption, its numbers."""
+    """A figure to be drawn: its file name, the heading it belongs under, its caption.
+
+    `draw` gives the figure and its numbers by column.
+    """
 
     name: str
     heading: str
     title: str
-    figure: Figure
-    table: Mapping[str, Any]
+    draw: Callable[[], tuple[Figure, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from taqdit.plan import Plan
 from taqdit.plots.latents import image_grid, latent_curves, selection_strip
 from taqdit.tracking import Tracker
 from taqdit.trajectory import TrajectorySet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HEADING = "Trajectories and selection"
 MOST_PICTURES = 36  # in one grid
@@ -65,7 +69,6 @@ def _curves(
 ) -> Drawing:
     sigmas = trajectories.sigmas
     used = sorted({step for steps in chosen for step in steps})
-    figure = latent_curves(sigmas, found.mean, found.std, found.low, found.high, selected=used)
     table = {
         "step": np.arange(len(sigmas)),
         "sigma": sigmas,
@@ -76,11 +79,18 @@ def _curves(
         "selected": [int(step in used) for step in range(len(sigmas))],
     }
     title = "Latents against sigma: mean, spread, extremes; ticks mark the calibration steps"
-    return Drawing("latent_curves", HEADING, title, figure, table)
+    return Drawing(
+        "latent_curves",
+        HEADING,
+        title,
+        lambda: (
+            latent_curves(sigmas, found.mean, found.std, found.low, found.high, selected=used),
+            table,
+        ),
+    )
 
 
 def _strip(trajectories: TrajectorySet, chosen: list[list[int]]) -> Drawing:
-    figure = selection_strip(trajectories.sigmas, chosen)
     pairs = [(index, step) for index, steps in enumerate(chosen) for step in steps]
     table = {
         "trajectory": [index for index, _ in pairs],
@@ -88,13 +98,20 @@ def _strip(trajectories: TrajectorySet, chosen: list[list[int]]) -> Drawing:
         "sigma": [trajectories.sigmas[step] for _, step in pairs],
     }
     title = "The steps that become calibration points"
-    return Drawing("selection_strip", HEADING, title, figure, table)
+    return Drawing(
+        "selection_strip",
+        HEADING,
+        title,
+        lambda: (selection_strip(trajectories.sigmas, chosen), table),
+    )
 
 
 def _grid(trajectories: TrajectorySet) -> Drawing:
     indices = range(min(len(trajectories), MOST_PICTURES))
     texts = [trajectories.prompts.text(index) for index in indices]
-    images = np.stack([trajectories.picture(index) for index in indices])
-    table = {"trajectory": list(indices), "prompt": texts}
-    title = "The sampled images with their prompts"
-    return Drawing("image_grid", HEADING, title, image_grid(images, texts), table)
+
+    def draw() -> tuple[Figure, dict[str, list[Any]]]:
+        images = np.stack([trajectories.picture(index) for index in indices])
+        return image_grid(images, texts), {"trajectory": list(indices), "prompt": texts}
+
+    return Drawing("image_grid", HEADING, "The sampled images with their prompts", draw)

@@ -42,18 +42,26 @@ def save(
     `table` maps column names to columns of equal length. Same figure, same bytes. Returns the
     paths. Raises StorageError if the disk does not take them.
     """
-    made = []
+    files = rendered(figure, table, formats=formats)
+    paths = {suffix: folder / f"{name}.{suffix}" for suffix in files}
+    for suffix, data in files.items():
+        store.publish_bytes(paths[suffix], data)
+    return list(paths.values())
+
+
+def rendered(
+    figure: Figure, table: Mapping[str, Any], *, formats: Sequence[str] = ("png", "svg")
+) -> dict[str, bytes]:
+    """The files of a figure by suffix: the formats, then `csv`, its numbers by column."""
+    made = {}
     for kind in formats:
         buffer = io.BytesIO()
         with style(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # the CSV has the text
             figure.savefig(buffer, format=kind, metadata=_METADATA.get(kind))
         figure.set_layout_engine("none")  # what was placed for one format stays for the next
-        made.append(folder / f"{name}.{kind}")
-        store.publish_bytes(made[-1], buffer.getvalue())
-    made.append(folder / f"{name}.csv")
-    publish_csv(made[-1], table)
-    return made
+        made[kind] = buffer.getvalue()
+    return {**made, "csv": _csv(table).encode()}
 
 
 def publish_csv(path: Path, table: Mapping[str, Any]) -> None:

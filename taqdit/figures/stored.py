@@ -1,0 +1,58 @@
+"""Drawn figures in the store: of the same numbers, code and style, a figure is drawn once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taqdit.store import Stage, canonical_json, sha256_hex
+
+STAGE = KIND = "figures"
+_PACKAGE = Path(__file__).parent.parent
+
+
+class StoredFigures:
+    """The files of figures, by the figure's name. `inputs` names all that they are made from."""
+
+    def __init__(self, store: Path, inputs: Mapping[str, Any], *, refresh: bool = False) -> None:
+        whole = {**inputs, "source": _source(), "matplotlib": version("matplotlib")}
+        mark = sha256_hex(canonical_json(whole).encode())
+        if refresh:
+            Stage.set_aside(store, STAGE, mark)
+        self._stage = Stage.open(store, STAGE, fingerprint=mark, inputs=whole, backend={})
+
+    def get(self, name: str) -> dict[str, bytes] | None:
+        """The files of a figure by suffix; None if it is not there. Moves a corrupt one aside."""
+        file = f"{name}.safetensors"
+        if not self._stage.valid([file], verify=lambda _: self._read(name)):
+            return None
+        return {suffix: array.tobytes() for suffix, array in self._read(name).items()}
+
+    def put(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Keep the files of a figure."""
+        arrays = {suffix: np.frombuffer(data, np.uint8) for suffix, data in files.items()}
+        self._stage.write(f"{name}.safetensors", arrays, kind=KIND, index=name, metadata={})
+
+    def seal(self) -> None:
+        """All figures are there."""
+        if self._stage.unsealed_or_changed(self._stage.names()):
+            self._stage.seal()
+
+    def _read(self, name: str) -> dict[str, np.ndarray]:
+        return self._stage.read(f"{name}.safetensors", kind=KIND, index=name).tensors
+
+
+@lru_cache(maxsize=1)
+def _source() -> str:
+    """SHA-256 of the package's own code and style: another version draws anew."""
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*")):
+        if path.suffix in (".py", ".mplstyle"):
+            digest.update(path.relative_to(_PACKAGE).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
