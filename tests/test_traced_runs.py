@@ -177,6 +177,35 @@ def test_a_nan_stops_the_run_and_says_where(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("store/statistics/*/*.safetensors"))
 
 
+def test_a_planted_outlier_is_found(tmp_path, monkeypatch):
+    """In the 99.99th percentile, the channel chart's numbers, the ratios and the table."""
+    monkeypatch.setenv("TAQDIT_PLUGINS", "eager")
+    run = package.launch(
+        [
+            *SMALL,
+            f"output_dir={tmp_path}",
+            "model._target_=eager.giant",
+            "plots=paper",
+            "plots.layers=[mm_02_txt]",
+        ]
+    )
+    table = run.statistics().overview()
+    (site,) = table.where(block="mm_02", stream="txt")
+    assert (table.absmax[site] == 412).all()
+    assert (abs(table.p9999[site] - 412) < 412 / 16).all()
+    assert (table.channel_ratio[site] > 30).all()
+    assert (table.large_share[site] == 0.5).all()  # a channel, not a few tokens
+    assert table.absmax.argmax() // table.absmax.shape[1] == site
+    rows = (run.folder / "layers.csv").read_text().splitlines()
+    absmax = [float(row.split(",")[rows[0].split(",").index("AbsMax")]) for row in rows[1:]]
+    assert rows[1 + absmax.index(max(absmax))].startswith("mm_02_txt.post_gelu,")
+    chart = np.genfromtxt(
+        run.folder / "figures" / "channel_ranges_mm_02_txt.csv", delimiter=",", names=True
+    )
+    assert chart["range"].argmax() == 7
+    assert "412" in (run.folder / "report.html").read_text(encoding="utf-8")
+
+
 def package_prompt(index):
     from taqdit.prompts import shapes
 
