@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from taqdit.statistics import Histogram, Layout, Site, StepStatistics
 from taqdit.store import Shard, Stage
 
 KIND = "statistics"
+OPEN_STEPS = 200  # mapped at once: each holds a file descriptor
 _NAME = re.compile(r"(trajectories|checkpoint)_(\d{7})_step_(\d{4})\.safetensors")
 
 
@@ -112,12 +114,14 @@ class Statistics:
 
     def __init__(self, stage: Stage, *, extent: int | None = None) -> None:
         self._stage = stage
-        self.extent = _largest_extent(stage) if extent is None else extent
-        self.num_steps = _count_steps(stage, self.extent)
-        self.step = lru_cache(maxsize=None)(self._step)
-        self._shards = [self._shard(step) for step in range(self.num_steps)]
-        self.sigmas = np.array([shard.metadata["sigma"] for shard in self._shards])
-        self.timesteps = np.array([shard.metadata["timestep"] for shard in self._shards])
+        self.num_steps = int(stage.inputs.get("num_steps", 0))
+        self.extent = _largest_extent(stage, self.num_steps) if extent is None else extent
+        _require_complete(stage, self.extent, self.num_steps)
+        self._shard = lru_cache(maxsize=OPEN_STEPS)(self._read)
+        self.step = lru_cache(maxsize=OPEN_STEPS)(self._step)
+        metadata = [self._shard(step).metadata for step in range(self.num_steps)]
+        self.sigmas = np.array([shard["sigma"] for shard in metadata])
+        self.timesteps = np.array([shard["timestep"] for shard in metadata])
         self.layout = self.step(0).layout
 
     @classmethod
@@ -129,6 +133,11 @@ class Statistics:
     def fingerprint(self) -> str:
         """Of the stage: names everything that went into the numbers."""
         return self._stage.fingerprint
+
+    @property
+    def backends(self) -> list[dict[str, Any]]:
+        """On which backends the stage was made."""
+        return self._stage.backends
 
     @property
     def folder(self) -> Path:
@@ -164,9 +173,9 @@ class Statistics:
     def _step(self, step: int) -> StepStatistics:
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} of {self.num_steps}")
-        return _unpacked(self._shards[step], self._stage.path(file_name(self.extent, step)))
+        return _unpacked(self._shard(step), self._stage.path(file_name(self.extent, step)))
 
-    def _shard(self, step: int) -> Shard:
+    def _read(self, step: int) -> Shard:
         index = _index(self.extent, step)
         return self._stage.read(file_name(self.extent, step), kind=KIND, index=index)
 
@@ -229,19 +238,23 @@ class View:
             yield getattr(self.statistics.step(step), name)[self.cells[:, step], site]
 
 
-def _largest_extent(stage: Stage) -> int:
+def _largest_extent(stage: Stage, num_steps: int) -> int:
     found = [match for match in map(_NAME.fullmatch, stage.names()) if match]
-    extents = [int(match[2]) for match in found if match[1] == "trajectories"]
-    if not extents:
-        raise InputError(f"{stage.folder} holds no statistics")
-    return max(extents)
+    extents = {int(match[2]) for match in found if match[1] == "trajectories"}
+    whole = [extent for extent in extents if not _missing(stage, extent, num_steps)]
+    if not whole:
+        raise InputError(f"{stage.folder} holds no complete statistics; run again")
+    return max(whole)
 
 
-def _count_steps(stage: Stage, extent: int) -> int:
-    found = [match for match in map(_NAME.fullmatch, stage.names()) if match]
-    steps = {int(match[3]) for match in found if match[0] == file_name(extent, int(match[3]))}
-    if steps != set(range(len(steps))) or not steps:
+def _missing(stage: Stage, extent: int, num_steps: int) -> list[int]:
+    names = set(stage.names())
+    return [step for step in range(max(num_steps, 1)) if file_name(extent, step) not in names]
+
+
+def _require_complete(stage: Stage, extent: int, num_steps: int) -> None:
+    if missing := _missing(stage, extent, num_steps):
         raise InputError(
-            f"{stage.folder} lacks steps of the statistics over {extent} trajectories; run again"
+            f"{stage.folder} lacks {len(missing)} of {num_steps} steps of the statistics over"
+            f" {extent} trajectories; run again"
         )
-    return len(steps)

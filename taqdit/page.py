@@ -52,6 +52,13 @@ def write_page(
     return path
 
 
+_IMPORTED = ("imported", "imported_statistics")  # keys of run.json
+
+
+def _imported(run: Mapping[str, Any]) -> bool:
+    return any(run.get(key) for key in _IMPORTED)
+
+
 def _notes(summary: Mapping[str, Any]) -> list[str]:
     return [f"{each['folder']} was {each['note']}" for each in summary["stages"] if each["note"]]
 
@@ -61,7 +68,9 @@ def _facts(run: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str
     sampler, schedule = config["sampler"], config["schedule"]
     facts = [
         ("options", ", ".join(f"{group}={choice}" for group, choice in sorted(choices.items()))),
-        (
+        ("sampling", "none: made elsewhere")
+        if _imported(run)
+        else (
             "sampling",
             f"{sampler['num_trajectories']} trajectories x {schedule['num_steps']} steps,"
             f" CFG {sampler['cfg_scale']:g}, seed {sampler['seed']}",
@@ -110,5 +119,5 @@ def _layers(rows: Sequence[tuple[Any, ...]]) -> SortableTable:
 
 
 def _provenance(run: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("run_id", "store", "stages", "backend", "versions", "python", "imported")
+    kept = ("run_id", "store", "stages", "backend", "versions", "python", *_IMPORTED)
     return {key: run[key] for key in kept if key in run}

@@ -24,6 +24,7 @@ class Progress:
         """Begin counting up to `total` steps."""
         from tqdm import tqdm
 
+        self.close()
         self._total, self._done = total, 0
         self._bar = tqdm(
             total=total, unit="step", desc="sampling", disable=not self._shown, leave=False

@@ -122,9 +122,9 @@ def closing_words(summary: Mapping[str, Any], folder: Path, tracked: str) -> str
         if report["moved_aside"]:
             words += f", {len(report['moved_aside'])} corrupt moved aside and redone"
         lines.append(f"{report['name']:<14}{words:<28} store/{report['folder']}")
-    if files := [summary.get("statistics", {}).get(key) for key in ("layers", "npz")]:
-        made = [name for name in files if name]
-        lines += [f"{'':<14}-> {', '.join(made)}"] if made else []
+    statistics = summary.get("statistics", {})
+    if made := [statistics[key] for key in ("layers", "npz") if key in statistics]:
+        lines.append(f"{'':<14}-> {', '.join(made)}")
     if "calibration" in summary:
         found = summary["calibration"]
         lines.append(

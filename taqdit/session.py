@@ -168,12 +168,15 @@ class Session:
         chosen = chosen_steps(plan, trajectories)
         stored = self._stored_figures(trajectories, statistics, chosen)
         show = Showing(plan, self.folder, self.tracker, stored)
-        if "figures" in asked:
+        if asked & {"figures", "report"}:
             show.trajectories(trajectories)
+        if asked & TRACED:
             show.statistics(statistics, chosen)
         if stored:
             stored.seal()
         self._report(show, trajectories)
+        if statistics is not None:
+            self._export_statistics(statistics)
 
     def _stored_figures(
         self,
@@ -192,8 +195,10 @@ class Session:
             "selected": sha256_hex(canonical_json([list(steps) for steps in chosen]).encode()),
             "layers": plots.layers and list(plots.layers),
             "formats": list(plots.formats),
+            "backends": [trajectories.backends, statistics and statistics.backends],
         }
-        return StoredFigures(self.store, inputs, refresh="figures" in self.plan.refresh)
+        anew = {"trajectories", "statistics", "figures"} & set(self.plan.refresh)
+        return StoredFigures(self.store, inputs, refresh=bool(anew))
 
     def _lineage(self, trajectories: TrajectorySet, statistics: Statistics | None) -> None:
         """Tell the tracker what the statistics were made of."""
@@ -203,7 +208,6 @@ class Session:
             self.results["statistics"] = record.describe_statistics(statistics)
             found = {**self.results["statistics"], "inputs": [source]}
             self._log_statistics(statistics.fingerprint, statistics.folder, found)
-            self._export_statistics(statistics)
 
     def _export_statistics(self, statistics: Statistics) -> None:
         """The statistics in older formats, in the run's folder."""

@@ -58,13 +58,14 @@ class Showing:
         publish_csv(self.folder / LAYERS_CSV, layer_columns(self.layers))
 
     def _draw(self, drawings: Any) -> None:
-        self.drawn += save_all(
-            drawings,
-            self.folder,
-            self.tracker,
-            formats=self.plan.plots.formats,
-            stored=self.stored,
-        )
+        if "figures" in self.plan.stages:
+            self.drawn += save_all(
+                drawings,
+                self.folder,
+                self.tracker,
+                formats=self.plan.plots.formats,
+                stored=self.stored,
+            )
 
     def results(self) -> dict[str, Any]:
         """For summary.json."""

@@ -243,6 +243,11 @@ class TrajectorySet:
         return self._stage.fingerprint
 
     @property
+    def backends(self) -> list[dict[str, Any]]:
+        """On which backends the stage was made."""
+        return self._stage.backends
+
+    @property
     def num_steps(self) -> int:
         """Model evaluations per trajectory; one less than its latents."""
         return len(self.sigmas) - 1

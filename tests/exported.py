@@ -56,7 +56,11 @@ def reduced(made: list[list[np.ndarray]]) -> list[StepStatistics]:
 def stored(folder, steps: list[StepStatistics]) -> Statistics:
     """Statistics as a stage holds them."""
     stage = Stage.open(
-        folder, "statistics", fingerprint="ab" * 32, inputs={"seed": 0}, backend={"device": "cpu"}
+        folder,
+        "statistics",
+        fingerprint="ab" * 32,
+        inputs={"num_steps": 3},
+        backend={"device": "cpu"},
     )
     for step, each in enumerate(steps):
         write_step(

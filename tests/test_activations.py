@@ -28,7 +28,9 @@ SIGMAS = np.linspace(1, 0, STEPS + 1)
 
 
 def open_stage(folder):
-    return Stage.open(folder, "statistics", fingerprint="a" * 64, inputs={}, backend={})
+    return Stage.open(
+        folder, "statistics", fingerprint="a" * 64, inputs={"num_steps": STEPS}, backend={}
+    )
 
 
 def rows_of(extent):
@@ -115,21 +117,23 @@ def test_the_largest_extent_is_read_unless_one_is_named(tmp_path):
     assert activations.checkpoint_extents(stage) == [20]
     name, prefix = activations.checkpoint_name(20, 0), activations.checkpoint_prefix(20)
     assert [each for each in stage.names() if each.startswith(prefix)] == [name]
-    with pytest.raises(InputError, match="lacks steps of the statistics over 20"):
+    with pytest.raises(InputError, match="lacks 6 of 6 steps of the statistics over 20"):
         Statistics(stage, extent=20)
 
 
-@pytest.mark.parametrize("lost", [0, 2, 4])
+@pytest.mark.parametrize("lost", [0, 2, 4, STEPS - 1])
 def test_statistics_that_lack_a_step_are_refused(tmp_path, lost):
     stage = written(tmp_path, steps=[step for step in range(STEPS) if step != lost])
-    with pytest.raises(InputError, match="lacks steps of the statistics over 5 trajectories"):
+    with pytest.raises(InputError, match="holds no complete statistics"):
         Statistics(stage)
+    with pytest.raises(InputError, match="lacks 1 of 6 steps of the statistics over 5"):
+        Statistics(stage, extent=5)
 
 
 def test_a_stage_without_statistics_is_refused(tmp_path):
     stage = open_stage(tmp_path)
     write(stage, 0, activations.checkpoint_name(EXTENT, 0))
-    with pytest.raises(InputError, match="holds no statistics"):
+    with pytest.raises(InputError, match="holds no complete statistics"):
         Statistics(stage)
 
 

@@ -322,7 +322,7 @@ def test_a_tracer_that_reads_nothing_is_refused():
     assert "tracer.blocks=['mm_9*']" in texts
     assert "tracer.streams=['im']" in texts
     (text,) = problems_of(["model._target_=analytic.poisoned"])
-    assert "names no blocks; set tracer=none" in text
+    assert "names no blocks to trace; set tracer=none" in text
     (text,) = problems_of(["sampler.num_trajectories=1000000", "tracer.folds=1"])
     assert "raise tracer.folds" in text
 

@@ -43,7 +43,9 @@ def activations_of(step):
 @pytest.fixture(scope="module")
 def statistics(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
-    stage = Stage.open(folder, "statistics", fingerprint="a" * 64, inputs={}, backend={})
+    stage = Stage.open(
+        folder, "statistics", fingerprint="a" * 64, inputs={"num_steps": STEPS}, backend={}
+    )
     for step, sigma in enumerate(SIGMAS):
         found = statistics_of(LAYOUT, activations_of(step), [0, 1, 0, 1])
         name, numbers = activations.file_name(2, step), {"sigma": sigma, "timestep": 1000 * sigma}

@@ -70,6 +70,10 @@ def check(config: DictConfig) -> list[Problem]:
     problems += _imported_problems(config)
     if "schedule" in built and "timestep_selection" in built:
         problems += _selection_problems(built["timestep_selection"], built["schedule"])
+    if {"model", "tracer", "plots"} <= built.keys() and config.inputs.statistics is None:
+        traced = built["tracer"].chosen(each.site for each in site_paths(built["model"]))
+        texts = built["plots"].problems(traced)
+        problems += [Problem(f"plots.{text}", ConfigError.exit_code) for text in texts]
     if {"model", "sampler", "tracer"} <= built.keys() and config.inputs.statistics is None:
         texts = _tracer_problems(built["model"], built["sampler"], built["tracer"])
         problems += [Problem(f"tracer.{text}", ConfigError.exit_code) for text in texts]
@@ -134,7 +138,7 @@ def _tracer_problems(model: ModelSpec, sampler: Sampler, tracer: TracerOptions) 
         return
     paths = site_paths(model)
     if not paths:
-        yield f"places={list(tracer.places)}: {model.name} names no blocks; set tracer=none"
+        yield f"_target_: {model.name} names no blocks to trace; set tracer=none"
     yield from tracer.problems(each.site for each in paths)
     traced = min(tracer.num_trajectories or sampler.num_trajectories, sampler.num_trajectories)
     per_fold = -(-traced // tracer.folds) + sampler.batch_size  # whole batches

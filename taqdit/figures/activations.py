@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from fnmatch import fnmatchcase
 from functools import cache, partial
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from taqdit.errors import ConfigError
 from taqdit.figures.drawing import Drawing
 from taqdit.overview import LayerTable, Overview
-from taqdit.plots import PlotOptions, heatmaps, layers, outliers, overview
+from taqdit.plots import PlotOptions, fits, heatmaps, layers, outliers, overview
 from taqdit.plots.distribution import distribution_table
 from taqdit.statistics import Site
 
@@ -37,6 +36,8 @@ def activation_figures(
         if name in _OVERVIEW and not _empty(table, name):
             yield _OVERVIEW[name](table, selected)
     wanted = [name for name in options.figures if name in _LAYER]
+    if wanted and (texts := options.problems(table.sites)):
+        raise ConfigError(*(f"plots.{text}" for text in texts))
     for site in chosen_layers(table, options.layers) if wanted else []:
         detail = cache(partial(layer, site))
         for name in wanted:
@@ -44,20 +45,14 @@ def activation_figures(
 
 
 def chosen_layers(table: Overview, patterns: Sequence[str] | None) -> list[int]:
-    """Numbers of the sites that get figures of their own. ConfigError if a pattern fits none."""
+    """Numbers of the sites that get figures of their own."""
     if patterns is None:
         return [worst_layer(table)]
-    chosen: list[int] = []
-    for pattern in patterns:
-        found = [i for i, site in enumerate(table.sites) if _fits(site, pattern)]
-        if not found:
-            labels = ", ".join(site.label for site in table.sites[:8])
-            raise ConfigError(
-                f"plots.layers: {pattern!r} matches none of the {len(table.sites)} traced layers"
-                f" ({labels} ..)"
-            )
-        chosen += found
-    return sorted(set(chosen))
+    return [
+        number
+        for number, site in enumerate(table.sites)
+        if any(fits(site, pattern) for pattern in patterns)
+    ]
 
 
 def worst_layer(table: Overview) -> int:
@@ -66,10 +61,6 @@ def worst_layer(table: Overview) -> int:
     post_gelu = table.where(place="post_gelu")
     among = post_gelu if len(post_gelu) else np.arange(len(table.sites))
     return int(among[ratio[among].argmax()])
-
-
-def _fits(site: Site, pattern: str) -> bool:
-    return fnmatchcase(site.label, pattern) or fnmatchcase(site.name, pattern)
 
 
 def spaced(steps: Sequence[int], most: int) -> list[int]:

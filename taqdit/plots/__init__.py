@@ -6,8 +6,11 @@ Importing this package is light: matplotlib is imported by the functions that dr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from taqdit.statistics import Site
 
 __all__ = ["PlotOptions", "minimal", "none", "paper"]
 
@@ -40,6 +43,21 @@ class PlotOptions:
     figures: tuple[str, ...]
     layers: tuple[str, ...] | None
     formats: tuple[str, ...]
+
+    def problems(self, sites: Iterable[Site]) -> list[str]:
+        """One text per pattern of `layers` that fits none of the sites."""
+        there = list(sites)
+        labels = ", ".join(site.label for site in there[:8])
+        return [
+            f"layers: {pattern!r} matches none of the {len(there)} traced layers ({labels} ..)"
+            for pattern in self.layers or ()
+            if there and not any(fits(site, pattern) for site in there)
+        ]
+
+
+def fits(site: Site, pattern: str) -> bool:
+    """Whether a pattern names the site, as it is called or as its figures are."""
+    return fnmatchcase(site.label, pattern) or fnmatchcase(site.name, pattern)
 
 
 def paper(*, layers: Sequence[str] | None = None) -> PlotOptions:

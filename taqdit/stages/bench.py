@@ -82,6 +82,7 @@ class Bench:
             raise StorageError(
                 f"the stage {name} lacks {count} units and stages={list(self.plan.stages)} does"
                 f" not compute it; add {name} to stages"
+                + (", or set tracer=none" if name == "statistics" else "")
             )
 
 

@@ -55,12 +55,18 @@ def _trace(bench: Bench, work: TrajectoryWork, pending: list[int]) -> Statistics
                     work.progress.start(work.steps_missing + tracing.steps_to_replay(pending))
                     work.complete(pending, tracing)
                     tracing.catch_up()
-                    report.made = tracing.finish()
+                    tracing.finish()
                 else:  # another process traces; this one samples beside it, and looks again
+                    work.progress.start(work.steps_missing)
                     work.complete(pending)
                     time.sleep(POLL_SECONDS)
-            pending, missing = [], tracing.missing_steps()
+            pending, missing = work.incomplete_batches(), tracing.missing_steps()
+        if pending:
+            work.progress.start(work.steps_missing)
         work.complete(pending)
-        tracing.discard_checkpoints()
-        seal(stage)
+        report.made = tracing.made
+        with stage.claim("tracing") as mine:
+            if mine:  # else the process that traces more of this stage seals it
+                tracing.discard_checkpoints()
+                seal(stage)
         return Statistics(stage, extent=tracing.extent)

@@ -32,6 +32,7 @@ class StatisticsWork:
         self._totals: dict[int, StepStatistics] = {}
         self._covered: dict[int, int] = {}  # batches merged, of every step that is missing
         self._written = time.monotonic()
+        self.made = 0  # steps published by this object
 
     def missing_steps(self) -> list[int]:
         """Steps without a valid shard for all batches."""
@@ -66,6 +67,7 @@ class StatisticsWork:
         """A batch that was read is in the store: its statistics may be, too."""
         self._covered = dict.fromkeys(self._covered, number + 1)
         self._checkpoint()
+        self.finish()
 
     def catch_up(self, until: int | None = None) -> None:
         """Replay stored batches before `until` (None: all), as far as they are there."""
@@ -76,16 +78,18 @@ class StatisticsWork:
             self._replay(number)
             self._checkpoint()
 
-    def finish(self) -> int:
-        """Publish the steps that cover every batch; how many these are."""
+    def finish(self) -> None:
+        """Publish the steps that cover every batch."""
         done = [step for step, covered in self._covered.items() if covered == self.batches]
         for step in done:
             self._write(activations.file_name(self.extent, step), self.extent, step)
-        return len(done)
+            del self._covered[step], self._totals[step]
+            self.made += 1
 
     def discard_checkpoints(self) -> None:
-        """Remove every checkpoint: what they hold is published."""
-        self._discard(activations.checkpoint_extents(self.stage))
+        """Remove the checkpoints on the way here: what they hold is published."""
+        extents = activations.checkpoint_extents(self.stage)
+        self._discard([extent for extent in extents if extent <= self.extent])
 
     def _probe(self, batch: trajectory.Batch) -> trajectory.Probe:
         from taqdit.tracer.probe import Probe
@@ -140,7 +144,8 @@ class StatisticsWork:
             name = activations.checkpoint_name(extent, step)
             if 0 < extent < self.extent and not self.stage.path(name).exists():
                 self._write(name, extent, step)
-        self._discard(activations.checkpoint_extents(self.stage)[:-KEPT])
+        mine = [e for e in activations.checkpoint_extents(self.stage) if e < self.extent]
+        self._discard(mine[:-KEPT])
         self._written = time.monotonic()
 
     def _discard(self, extents: list[int]) -> None:

@@ -38,7 +38,7 @@ class TrajectoryWork:
 
     def incomplete_batches(self) -> list[int]:
         """Numbers of the batches that lack a valid shard or image."""
-        pending = []
+        pending, self.shards_missing, self.steps_missing = [], 0, 0
         for number in range(self.plan.sampler.num_batches):
             shards, pictures = self._missing(number)
             self.shards_missing += len(shards)

@@ -101,6 +101,16 @@ class Stage:
             disk.move(folder, target)
             return target
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the fingerprint was taken of."""
+        return dict(self._document()["inputs"])
+
+    @property
+    def backends(self) -> list[dict[str, Any]]:
+        """On which backends the stage was made."""
+        return list(self._document()["backends"])
+
     def path(self, file_name: str) -> Path:
         """Where a file of the stage is, or is to be published."""
         return self.folder / file_name
