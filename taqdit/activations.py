@@ -196,6 +196,8 @@ class View:
 
     Histograms and extremes of a site come from the cells alone. Moments and extremes of channels
     are kept over all trajectories: they come from every step in which any cell is chosen.
+    A cell is chosen if any of its fold's trajectories selects the step: where a rule differs per
+    trajectory, many trajectories per fold make a view come near every step; more folds help.
     """
 
     def __init__(self, statistics: Statistics, cells: np.ndarray | None = None) -> None:

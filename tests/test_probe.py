@@ -106,7 +106,8 @@ def test_masked_statistics_of_sound_values_are_the_plain_ones(traced, model, gui
 
 @pytest.mark.parametrize("rule", [timestep_selection.interleaved, timestep_selection.explicit])
 def test_a_view_is_made_of_the_selected_activations(traced, tmp_path, rule):
-    stage = Stage.open(tmp_path, "statistics", fingerprint="a" * 64, inputs={}, backend={})
+    inputs = {"num_steps": 3}
+    stage = Stage.open(tmp_path, "statistics", fingerprint="a" * 64, inputs=inputs, backend={})
     for step, found in traced.steps.items():
         name, sigma = activations.file_name(4, step), float(traced.sigmas[step])
         activations.write_step(stage, name, found, extent=4, step=step, sigma=sigma, timestep=0)
