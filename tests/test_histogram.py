@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from statistics_oracle import assert_equal, assert_histogram, codes_of, counted
 
-from taqdit.statistics import BinCounts, Histogram, bins, counts, edges_of
+from taqdit.statistics import BinCounts, Histogram, bins, counts
+from taqdit.statistics.bins import edges_of
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 moderate = st.floats(-6e4, 6e4, width=32)  # of a float16's range
@@ -32,7 +33,7 @@ def test_every_finite_code_has_a_bin_that_holds_its_values():
     magnitudes = codes & 0xFFF
     for tail in (0, 1, (1 << bins.SHIFT) - 1):  # the first value of each bin, and the last
         values = ((codes << bins.SHIFT) + tail).astype(np.uint32).view(np.float32)
-        assert_equal(bins.codes_of(values), codes)
+        assert_equal(codes_of(values), codes)
         signed = np.where(codes < bins.SIGN, magnitudes, -magnitudes)[magnitudes < bins.INFINITE]
         low, high = bins.bounds_of(signed)
         exact = values[magnitudes < bins.INFINITE].astype(np.float64)
@@ -48,7 +49,7 @@ def test_edges_are_those_of_the_magnitudes_in_order():
     edges = edges_of(np.arange(bins.INFINITE + 1))
     assert (np.diff(edges) > 0).all()
     assert (edges[0], edges[1], edges[-1]) == (0, 2.0**-130, np.inf)
-    assert_equal(edges_of(bins.codes_of(np.float32([1, 1.0625, 1.99, 2]))), [1, 1.0625, 1.9375, 2])
+    assert_equal(edges_of(codes_of(np.float32([1, 1.0625, 1.99, 2]))), [1, 1.0625, 1.9375, 2])
 
 
 # --- percentiles ----------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Everything is numpy in float64 on the host and merges: any split of a stream of 
 same numbers. What is reduced on a device reaches this package as sums about a shift.
 """
 
-from taqdit.statistics.bins import SHIFT, edges_of
+from taqdit.statistics.bins import SHIFT
 from taqdit.statistics.counts import BinCounts
 from taqdit.statistics.histogram import Histogram
 from taqdit.statistics.site import Layout, Site
@@ -18,5 +18,4 @@ __all__ = [
     "Layout",
     "Site",
     "StepStatistics",
-    "edges_of",
 ]

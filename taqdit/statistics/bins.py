@@ -18,12 +18,6 @@ ROWS = BINS // PER_ROW
 INFINITE = 255 * PER_ROW  # magnitude code of Inf; NaNs lie above
 
 
-def codes_of(values: np.ndarray) -> np.ndarray:
-    """The code of each float32, uint16."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return (bits >> SHIFT).astype(np.uint16)
-
-
 def edges_of(magnitudes: np.ndarray) -> np.ndarray:
     """Lower edge of the bin of each magnitude code, float64; a bin ends where the next begins."""
     bits = np.asarray(magnitudes, np.uint32) << np.uint32(SHIFT)
