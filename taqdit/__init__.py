@@ -5,6 +5,7 @@
     points = run.calibration()
     points[0].latent, points[0].step, points[0].prompt
     run.statistics().overview().absmax
+    taqdit.compare_selections(run.statistics(), ["paper_uniform", "interleaved"]).scores.loss
 
 Importing the package is light; each name loads what it needs when it is first used.
 """
@@ -14,16 +15,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taqdit.calibration import CalibrationSet
+    from taqdit.comparing import compare_selections
     from taqdit.exports import Statistics
     from taqdit.runs import Run, launch, open_run
 
 __version__ = "0.1.0"
-__all__ = ["CalibrationSet", "Run", "Statistics", "__version__", "launch", "open_run"]
+__all__ = [
+    "CalibrationSet",
+    "Run",
+    "Statistics",
+    "__version__",
+    "compare_selections",
+    "launch",
+    "open_run",
+]
 
 _HOMES = {
     "CalibrationSet": "taqdit.calibration",
     "Run": "taqdit.runs",
     "Statistics": "taqdit.exports",
+    "compare_selections": "taqdit.comparing",
     "launch": "taqdit.runs",
     "open_run": "taqdit.runs",
 }

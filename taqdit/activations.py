@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,10 @@ class Statistics:
 
     def overview(self) -> Overview:
         """A number per site and step: extremes, percentiles, ratios."""
+        return self._overview
+
+    @cached_property
+    def _overview(self) -> Overview:
         return overview(self)
 
     def layer_table(self, site: int, *, steps: Sequence[int] | None = None) -> LayerTable:

@@ -129,7 +129,9 @@ def _union_of_tops(steps: Sequence[StepStatistics]) -> tuple[tuple[int, ...], ..
 def top_channels(ranges: np.ndarray) -> np.ndarray:
     """The top 2 % of the channels (at least one) by range, largest first."""
     count = max(1, int(TOP_SHARE * len(ranges)))
-    return np.argsort(-ranges, kind="stable")[:count]
+    least = np.partition(ranges, len(ranges) - count)[len(ranges) - count]
+    wide = np.flatnonzero(ranges >= least)  # few: sorting all channels takes far longer
+    return wide[np.argsort(-ranges[wide], kind="stable")[:count]]
 
 
 def _column(step: StepStatistics) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -17,6 +18,7 @@ from taqdit.store import publish_bytes
 from taqdit.tracking.secrets import mask_secrets
 
 MOST_PICTURES = 36
+_NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 GRID = "image_grid"  # shows the pictures, which the page has one by one
 EMBEDDED = 60  # figures; more would make the page heavy, and lie in figures/ all the same
 
@@ -29,21 +31,26 @@ def write_page(
     pictures: Sequence[tuple[str, Path]],
     figures: Sequence[Drawn],
     layers: Sequence[tuple[Any, ...]],
+    verdict: Mapping[str, Sequence[str]] = _NOTHING,
+    tables: Sequence[SortableTable] = (),
 ) -> Path:
     """Publish report.html in the run's folder.
 
     `run` and `summary` are run.json and summary.json; `pictures` are captions with PNG files;
-    `layers` the rows of the layer summary (() = nothing was traced).
+    `layers` the rows of the layer summary (() = nothing was traced); `verdict` and `tables` those
+    of the analysis.
     """
+    shown = [each for each in figures if each.name != GRID]
     report = Report(
         title=f"taqdit · {run['config']['model']['_target_'].rpartition('.')[2]}",
         subtitle=f"{folder.parent.name} {folder.name} · run {run['run_id']}",
-        notes=_notes(summary),
+        notes=[*_notes(summary), *_left_out(len(pictures), len(shown))],
         facts=_facts(run, summary),
         stages=_stages(summary),
         pictures=[Picture(text, path.read_bytes()) for text, path in pictures[:MOST_PICTURES]],
-        figures=_figures(folder, [each for each in figures if each.name != GRID][:EMBEDDED]),
-        tables=[_layers(layers)] if layers else [],
+        figures=_figures(folder, shown[:EMBEDDED]),
+        findings=[(topic, "\n".join(texts)) for topic, texts in verdict.items()],
+        tables=[*tables, *([_layers(layers)] if layers else [])],
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(mask_secrets(dict(run["config"])))),
         provenance_json=json.dumps(_provenance(run), indent=2, sort_keys=True),
     )
@@ -61,6 +68,16 @@ def _imported(run: Mapping[str, Any]) -> bool:
 
 def _notes(summary: Mapping[str, Any]) -> list[str]:
     return [f"{each['folder']} was {each['note']}" for each in summary["stages"] if each["note"]]
+
+
+def _left_out(pictures: int, figures: int) -> list[str]:
+    """What the page leaves out to stay light."""
+    notes = []
+    if pictures > MOST_PICTURES:
+        notes.append(f"{MOST_PICTURES} of {pictures} pictures are shown; all lie in the store")
+    if figures > EMBEDDED:
+        notes.append(f"{EMBEDDED} of {figures} figures are shown; all lie in figures/")
+    return notes
 
 
 def _facts(run: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taqdit.analysis import AnalysisOptions
 from taqdit.models.options import ModelSpec
 from taqdit.models.sites import SitePath, site_paths
 from taqdit.plots import PlotOptions
@@ -33,6 +34,7 @@ class Plan:
     sampler: Sampler
     select: Rule
     tracer: TracerOptions
+    analysis: AnalysisOptions
     plots: PlotOptions
     tracking: Any
     stages: tuple[str, ...]

@@ -13,6 +13,8 @@ from typing import Any
 from taqdit.errors import StorageError
 from taqdit.plan import Plan
 from taqdit.points import selections
+from taqdit.quantizer import BITS
+from taqdit.selection import Evidence, bound
 from taqdit.statistics.bins import PER_ROW
 
 FLOAT32 = 4
@@ -98,7 +100,7 @@ def statistics_bytes(plan: Plan) -> int:
 def count_points(plan: Plan) -> int:
     """Calibration points of the run; asks the rule for every trajectory, as rules may differ."""
     chosen = selections(
-        plan.select,
+        bound(plan.select, Evidence.blank(plan.schedule.num_steps, BITS)),
         num_steps=plan.schedule.num_steps,
         sigmas=plan.schedule.sigmas(),
         num_trajectories=plan.sampler.num_trajectories,

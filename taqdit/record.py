@@ -18,7 +18,6 @@ from taqdit.store import sha256_file
 from taqdit.tracking.secrets import mask_secrets
 
 PACKAGES = ("taqdit", "mlx", "diffusionkit", "numpy", "hydra-core", "omegaconf", "wandb")
-LATER = ("analysis",)  # configured, but no stage of this version computes them
 
 
 def run_record(
@@ -115,8 +114,15 @@ def relative(path: Path, start: Path) -> str:
 
 
 def closing_words(summary: Mapping[str, Any], folder: Path, tracked: str) -> str:
-    """What was made or reused, where, how long, peak memory; first the traced layers."""
+    """What was made or reused, where, how long, peak memory; first layers and verdict."""
     lines = [summary["layers"], ""] if "layers" in summary else []
+    if analysis := summary.get("analysis"):
+        lines += [
+            f"{topic if first else '':<14}{text}"
+            for topic, texts in analysis["verdict"].items()
+            for first, text in zip((True,) + (False,) * len(texts), texts, strict=False)
+        ]
+        lines.append("")
     for report in summary["stages"]:
         words = f"{report['made']} made, {report['reused']} reused"
         if report["moved_aside"]:
@@ -133,9 +139,10 @@ def closing_words(summary: Mapping[str, Any], folder: Path, tracked: str) -> str
         )
     if summary.get("figures"):
         lines.append(f"{'figures':<14}{len(summary['figures'])} files in figures/")
+    if analysis := summary.get("analysis"):
+        lines.append(f"{'analysis':<14}{', '.join(analysis['files'])}")
     if "report" in summary:
         lines.append(f"{'report':<14}{folder / summary['report']}")
-    lines.append(f"{'not computed':<14}{', '.join(summary['not_computed'])} (not in this version)")
     if tracked:
         lines.append(f"{'tracking':<14}{tracked}")
     peak, mlx = (size(summary[f"peak_{key}_bytes"]) for key in ("memory", "mlx_memory"))

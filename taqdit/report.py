@@ -82,6 +82,7 @@ class Report:
     facts: Sequence[tuple[str, str]] = ()  # (label, value)
     stages: SortableTable | None = None
     pictures: Sequence[Picture] = ()
+    findings: Sequence[tuple[str, str]] = ()  # (topic, lines)
     figures: Sequence[tuple[str, Sequence[FigureEntry]]] = ()  # (heading, its figures)
     tables: Sequence[SortableTable] = ()
     config_yaml: str = ""

@@ -13,11 +13,14 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from taqdit import config as configuration
+from taqdit.analysis.compare import step_weights
+from taqdit.analysis.profile import profile
 from taqdit.calibration import CalibrationSet, import_npz
 from taqdit.conditioning import Conditioning
 from taqdit.errors import CorruptError, InputError
 from taqdit.exports import ImportedStatistics, Statistics, open_statistics
 from taqdit.prompts import Prompts
+from taqdit.selection import Rule, bound, needs_evidence
 from taqdit.session import Session
 from taqdit.store import Stage, make_folder, publish_bytes, sha256_file
 from taqdit.trajectory import TrajectorySet
@@ -48,11 +51,21 @@ class Run:
             return self._imported()
         return CalibrationSet(
             self.trajectories(),
-            configuration.build(self.config["timestep_selection"]),
+            self._rule(),
             cfg_scale=self.config["sampler"]["cfg_scale"],
             seed=self.config["sampler"]["seed"],
             conditioning=Conditioning(self._stage("conditioning")).row,
         )
+
+    def _rule(self) -> Rule:
+        """The run's selection rule, shown the run's statistics if it needs them."""
+        rule: Rule = configuration.build(self.config["timestep_selection"])
+        if not needs_evidence(rule):
+            return rule
+        statistics = self.statistics()
+        weighting = configuration.build(self.config["analysis"]).weighting
+        weights = step_weights(statistics.sigmas, weighting)
+        return bound(rule, profile(statistics, weights).evidence)  # type: ignore[arg-type]
 
     def statistics(self) -> Statistics | ImportedStatistics:
         """The run's activation statistics. InputError if it traced nothing."""

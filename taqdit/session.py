@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from taqdit import preflight, record
 from taqdit.activations import Statistics
+from taqdit.analysis.profile import Profile
 from taqdit.calibration import CalibrationSet, import_npz
+from taqdit.delivery import Delivery
 from taqdit.errors import StorageError, TaqditError
-from taqdit.exports import export_layer_statistics, export_npz, open_statistics
-from taqdit.figures import StoredFigures
+from taqdit.exports import open_statistics
+from taqdit.figures import stored_figures
 from taqdit.figures.latents import chosen_steps
+from taqdit.findings import Findings, analyse_run, profile_of
 from taqdit.plan import (
     Plan,
     conditioning_inputs,
@@ -25,16 +28,17 @@ from taqdit.plan import (
     trajectory_inputs,
 )
 from taqdit.progress import Progress
+from taqdit.selection import bound, needs_evidence
 from taqdit.showing import Showing
-from taqdit.stages import Bench, encode_prompts, sample_and_trace
-from taqdit.store import canonical_json, make_folder, publish_json, sha256_file, sha256_hex
+from taqdit.stages import Bench, encode_prompts, sample_and_trace, weight_inputs, weight_table
+from taqdit.store import make_folder, publish_json, sha256_file
 from taqdit.tracking import Tracker
 from taqdit.tracking.secrets import mask_secrets
 from taqdit.trajectory import TrajectorySet
 
 log = logging.getLogger(__name__)
-VIEWS = {"trajectories", "statistics", "calibration", "figures", "report"}  # of trajectories
-TRACED = {"statistics", "figures", "report"}  # stages that need statistics
+TRACED = {"statistics", "analysis", "figures", "report"}  # stages that need statistics
+VIEWS = {"trajectories", "calibration", *TRACED}  # of trajectories
 
 
 class Session:
@@ -114,6 +118,8 @@ class Session:
         }
         if self._traces:
             marks["statistics"] = fingerprint(statistics_inputs(self.plan))
+            if self._analyses and "weights" in self.plan.stages:
+                marks["weights"] = fingerprint(weight_inputs(self.plan))
         return marks
 
     @property
@@ -121,6 +127,10 @@ class Session:
         """Whether statistics are made or read from the store."""
         asked = set(self.plan.stages) & TRACED
         return bool(asked and self.plan.traced and self.plan.imported_statistics is None)
+
+    @property
+    def _analyses(self) -> bool:
+        return "analysis" in self.plan.stages and self.plan.analysis.enabled
 
     def _write_run_file(self, marks: Mapping[str, str]) -> None:
         document = record.run_record(
@@ -148,6 +158,10 @@ class Session:
     def _stages(self) -> None:
         """The stages that are asked for, over what they build on."""
         plan, asked = self.plan, set(self.plan.stages)
+        if "weights" in asked and "analysis" not in asked:
+            weight_table(self.bench)
+        if asked == {"weights"}:
+            return
         conditioning = encode_prompts(self.bench)
         if not asked & VIEWS:
             return
@@ -155,7 +169,10 @@ class Session:
             trajectories, statistics = sample_and_trace(
                 self.bench, conditioning.guided, progress, trace=self._traces
             )
-        self._lineage(trajectories, statistics)
+        deliver = Delivery(plan, self.folder, self.tracker)
+        deliver.lineage(trajectories, statistics)
+        profile = self._select(statistics)
+        plan = self.plan
         if "calibration" in asked:
             points = CalibrationSet(
                 trajectories,
@@ -164,101 +181,77 @@ class Session:
                 seed=plan.sampler.seed,
                 conditioning=conditioning.row,
             )
-            self._calibration(points)
+            deliver.calibration(points, source=trajectories.folder)
         chosen = chosen_steps(plan, trajectories)
-        stored = self._stored_figures(trajectories, statistics, chosen)
+        stored = stored_figures(plan, self.store, trajectories, statistics, chosen)
         show = Showing(plan, self.folder, self.tracker, stored)
         if asked & {"figures", "report"}:
             show.trajectories(trajectories)
+        if self._analyses:
+            self._analyse(statistics, profile, show, deliver)
         if asked & TRACED:
             show.statistics(statistics, chosen)
         if stored:
             stored.seal()
-        self._report(show, trajectories)
         if statistics is not None:
-            self._export_statistics(statistics)
+            deliver.exports(statistics, versions=self.document["versions"])
+        self._report(show, deliver, trajectories)
 
-    def _stored_figures(
-        self,
-        trajectories: TrajectorySet,
-        statistics: Statistics | None,
-        chosen: Sequence[Sequence[int]],
-    ) -> StoredFigures | None:
-        """Where figures of the same data, selection and options are kept."""
-        plots = self.plan.plots
-        if "figures" not in self.plan.stages or not plots.figures:
+    def _select(self, statistics: Statistics | None) -> Profile | None:
+        """Show the statistics to a selection rule that needs them; what was read on the way."""
+        if statistics is None or not needs_evidence(self.plan.select):
             return None
-        inputs = {
-            "trajectories": trajectories.fingerprint,
-            "count": len(trajectories),
-            "statistics": statistics and [statistics.fingerprint, statistics.extent],
-            "selected": sha256_hex(canonical_json([list(steps) for steps in chosen]).encode()),
-            "layers": plots.layers and list(plots.layers),
-            "formats": list(plots.formats),
-            "backends": [trajectories.backends, statistics and statistics.backends],
-        }
-        anew = {"trajectories", "statistics", "figures"} & set(self.plan.refresh)
-        return StoredFigures(self.store, inputs, refresh=bool(anew))
+        profile = profile_of(self.plan, statistics)
+        self.plan = replace(self.plan, select=bound(self.plan.select, profile.evidence))
+        return profile
 
-    def _lineage(self, trajectories: TrajectorySet, statistics: Statistics | None) -> None:
-        """Tell the tracker what the statistics were made of."""
-        source = record.lineage("trajectories", trajectories.folder, trajectories.fingerprint)
-        self.tracker.uses(source["name"], kind=source["type"], path=trajectories.folder)
-        if statistics is not None:
-            self.results["statistics"] = record.describe_statistics(statistics)
-            found = {**self.results["statistics"], "inputs": [source]}
-            self._log_statistics(statistics.fingerprint, statistics.folder, found)
+    def _analyse(
+        self,
+        statistics: Statistics | None,
+        profile: Profile | None,
+        show: Showing,
+        deliver: Delivery,
+    ) -> None:
+        if statistics is None:
+            log.info("nothing was traced, so there is nothing to analyse")
+            return
+        weights = weight_table(self.bench) if "weights" in self.plan.stages else None
+        analysis = analyse_run(self.plan, statistics, weights=weights, known=profile)
+        self._show(Findings(analysis), show, deliver)
 
-    def _export_statistics(self, statistics: Statistics) -> None:
-        """The statistics in older formats, in the run's folder."""
-        found, versions = self.results["statistics"], self.document["versions"]
-        if self.plan.export_layers:
-            config = mask_secrets(self.plan.config)
-            export_layer_statistics(statistics, self.folder, config=config, versions=versions)
-            found["layers"] = "layer_statistics.json"
-        if self.plan.export_statistics:
-            found["npz"] = "activation_statistics.npz"
-            export_npz(statistics, self.folder / found["npz"])
+    def _show(self, findings: Findings, show: Showing, deliver: Delivery) -> None:
+        deliver.findings(findings)
+        show.findings(findings)
 
-    def _log_statistics(self, mark: str, path: Path, found: Mapping[str, Any]) -> None:
-        kind = "activation-statistics"
-        self.tracker.artifact(f"{kind}-{mark[:12]}", kind=kind, path=path, metadata=found)
-
-    def _report(self, show: Showing, trajectories: TrajectorySet | None = None) -> None:
-        self.results |= show.results()
+    def _report(
+        self, show: Showing, deliver: Delivery, trajectories: TrajectorySet | None = None
+    ) -> None:
+        self.results |= deliver.results | show.results()
         if "report" in self.plan.stages:
             summary = self._summary("ok", None)
             path = show.write_page(self.document, summary, trajectories)
             self.results["report"] = path.name
 
-    def _calibration(self, points: CalibrationSet) -> None:
-        found = record.describe_calibration(points)
-        path = self.store / self.bench.report("trajectories").folder
-        if self.plan.export:
-            path = self.folder / "calibration.npz"
-            points.export_npz(path)
-            found["npz"] = path.name
-        self._log_calibration(found, path)
-
     def _imported(self) -> None:
         """A calibration set or statistics made elsewhere take the place of all stages."""
         show = Showing(self.plan, self.folder, self.tracker)
+        deliver = Delivery(self.plan, self.folder, self.tracker)
         if (path := self.plan.imported) is not None:
             found = {**record.describe_calibration(import_npz(path)), "imported": str(path)}
-            self._log_calibration(found, path.resolve())
+            deliver.calibration_set(found, path.resolve())
         if (path := self.plan.imported_statistics) is not None:
             statistics = open_statistics(path)
             found = {**record.describe_statistics(statistics), "imported": str(path)}
-            self.results["statistics"] = found
+            deliver.results["statistics"] = found
             mark = found.get("fingerprint") or sha256_file(path)
-            self._log_statistics(mark, path.resolve(), found)
+            deliver.statistics(mark, path.resolve(), found)
+            if self._analyses and isinstance(statistics, Statistics):
+                analysis = analyse_run(self.plan, statistics, weights=None, elsewhere=True)
+                self._show(Findings(analysis), show, deliver)
+            elif self._analyses:
+                log.info("%s has no histograms that can be pooled: it is not analysed", path)
             show.statistics(statistics, ())
-        self._report(show)
-
-    def _log_calibration(self, found: dict[str, Any], path: Path) -> None:
-        self.results["calibration"] = found
-        name = "calibration-set"
-        self.tracker.artifact(name, kind=name, path=path, metadata=found)
+        self._report(show, deliver)
 
     def _summary(self, status: str, error: TaqditError | None) -> dict[str, Any]:
         """summary.json as far as the run has come."""
@@ -271,7 +264,6 @@ class Session:
             "seconds": round(time.perf_counter() - self.started, 3),
             "peak_memory_bytes": record.peak_memory(),
             "peak_mlx_memory_bytes": record.peak_mlx_memory(),
-            "not_computed": list(record.LATER),
             **self.results,
         }
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from taqdit.figures import Drawn, StoredFigures, save_all
 from taqdit.figures.activations import activation_figures
+from taqdit.figures.analysis import analysis_figures
 from taqdit.figures.latents import latent_figures, log_curves
 from taqdit.figures.tracked import layer_columns, log_activations
+from taqdit.findings import Findings
 from taqdit.latents import latent_statistics
 from taqdit.layer_summary import as_text, layer_summary
 from taqdit.overview import LayerTable
@@ -31,6 +33,7 @@ class Showing:
         self.plan, self.folder, self.tracker, self.stored = plan, folder, tracker, stored
         self.drawn: list[Drawn] = []
         self.layers: list[tuple[Any, ...]] = []
+        self.analysed: Findings | None = None
 
     def trajectories(self, trajectories: TrajectorySet) -> None:
         """The latents' curves, pictures and selected steps."""
@@ -56,6 +59,11 @@ class Showing:
         selected = sorted({step for steps in chosen for step in steps})
         self._draw(activation_figures(table, layer, self.plan.plots, selected=selected))
         publish_csv(self.folder / LAYERS_CSV, layer_columns(self.layers))
+
+    def findings(self, findings: Findings) -> None:
+        """The analysis."""
+        self.analysed = findings
+        self._draw(analysis_figures(findings.analysis, self.plan.plots))
 
     def _draw(self, drawings: Any) -> None:
         if "figures" in self.plan.stages:
@@ -96,4 +104,6 @@ class Showing:
             pictures=pictures,
             figures=self.drawn,
             layers=self.layers,
+            verdict=self.analysed.verdict if self.analysed else {},
+            tables=self.analysed.tables if self.analysed else (),
         )

@@ -3,28 +3,31 @@
 Step 0 is pure noise (sigma = 1), step n - 1 the last model call before the image; the n + 1-th
 sigma, 0, belongs to no call. A rule is a pure function of (num_steps, sigmas, trajectory, seed):
 `sigmas` is the grid (num_steps + 1,), `trajectory` and `seed` move the random and rotating rules
-only. Rules without a budget ignore `count`. Below, n = num_steps, k = count, j = 0 .. k - 1.
-Rules with a budget give exactly k distinct steps (`paper_stride` is the exception, it says why).
+only. Data-driven rules are also handed `evidence`, what traced statistics say, and need it. Rules
+without a budget ignore `count`. Below, n = num_steps, k = count, j = 0 .. k - 1. Rules with a
+budget give exactly k distinct steps (`paper_stride` is the exception, it says why).
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import NormalDist
 
 import numpy as np
 
-from taqdit.errors import ConfigError, require
-from taqdit.selection import Rule, Selection, last_smallest, refilled
+from taqdit.arguments import budget, generator, grid, index, integer, step_count
+from taqdit.errors import require
+from taqdit.selection import Evidence, Rule, Selection, known_of, last_smallest, refilled
+from taqdit.subset import density_quantiles, drift_density, least_regret, medoids
 
 __all__ = [
     "Rule",
     "Selection",
     "all",
+    "coverage_optimal",
     "dense_middle",
+    "drift_weighted",
     "every_nth",
     "explicit",
     "interleaved",
@@ -33,18 +36,12 @@ __all__ = [
     "paper_stride",
     "paper_uniform",
     "random_per_trajectory",
+    "regret_optimal",
     "sigma_uniform",
     "stratified_random",
 ]
 
-_log = logging.getLogger(__name__)
-
 GOLDEN, GOLDEN_UNIT = 6_180_339_887, 10**10  # the golden ratio's fraction, in exact integers
-
-
-def default_count(num_steps: int) -> int:
-    """A quarter of the steps, rounded half up, at least 2 (one where there is but one step)."""
-    return min(num_steps, max(2, (num_steps + 2) // 4))
 
 
 def paper_uniform(
@@ -55,7 +52,7 @@ def paper_uniform(
     TaQ-DiT's "uniformly select 25 steps" (arXiv:2411.14172, section IV-A), as the integer
     linspace. k = 1 gives the middle, n // 2.
     """
-    k = _budget(count, num_steps)
+    k = budget(count, num_steps)
     if k == 1:
         return Selection.of([num_steps // 2])
     return Selection.of(j * (num_steps - 1) // (k - 1) for j in range(k))
@@ -71,7 +68,7 @@ def paper_stride(
     than k unless k divides n (28 of 28 for k = 25), and the steps after the last stride are never
     seen. k = 1, which that code hard-codes, gives the middle, n // 2.
     """
-    k = _budget(count, num_steps)
+    k = budget(count, num_steps)
     if k == 1:
         return Selection.of([num_steps // 2])
     return Selection.of(range(0, num_steps, num_steps // k))
@@ -86,7 +83,7 @@ def dense_middle(
     [0, n // 3) and [2n // 3, n), each stride starting anew at its range. The middle third of the
     steps is sigma 0.86 .. 0.60 on SD3's grid, not the middle of sigma.
     """
-    n = _steps(num_steps)
+    n = step_count(num_steps)
     low, high = n // 3, 2 * n // 3
     landmarks = {0, n - 1, n // 4, n // 2, 3 * n // 4}
     return Selection.of(
@@ -98,7 +95,7 @@ def all(
     *, num_steps: int, sigmas: np.ndarray, trajectory: int, seed: int, count: int | None = None
 ) -> Selection:
     """Every step: what MixDQ, DMQ (arXiv:2507.12933) and per-step quantizers calibrate on."""
-    return Selection.of(range(_steps(num_steps)))
+    return Selection.of(range(step_count(num_steps)))
 
 
 def explicit(
@@ -115,10 +112,10 @@ def explicit(
     Raises ConfigError for an empty list, a non-integer, a step outside [-n, n - 1], or two
     entries that name one step: a repeated step would be a multiplicity, which this is not.
     """
-    n = _steps(num_steps)
+    n = step_count(num_steps)
     require((len(steps) > 0, "steps=[] must name at least one step"))
     for step in steps:
-        _integer("steps", step, low=-n, high=n - 1, note=f"schedule.num_steps is {n}")
+        integer("steps", step, low=-n, high=n - 1, note=f"schedule.num_steps is {n}")
     named = [step % n for step in steps]
     twice = sorted({step for step in named if named.count(step) > 1})
     require((not twice, f"steps={list(steps)} names step {twice} more than once; list it once"))
@@ -139,9 +136,9 @@ def every_nth(
 
     TFMQ-DM (arXiv:2311.16503) states its interval this way.
     """
-    n = _steps(num_steps)
-    _integer("stride", stride, low=1, high=n, note=f"schedule.num_steps is {n}")
-    _integer("offset", offset, low=0, high=n - 1, note=f"schedule.num_steps is {n}")
+    n = step_count(num_steps)
+    integer("stride", stride, low=1, high=n, note=f"schedule.num_steps is {n}")
+    integer("offset", offset, low=0, high=n - 1, note=f"schedule.num_steps is {n}")
     return Selection.of(range(offset, n, stride))
 
 
@@ -152,7 +149,7 @@ def midpoint(
 
     The midpoint quadrature rule; its largest gap is smaller than a stride's.
     """
-    k = _budget(count, num_steps)
+    k = budget(count, num_steps)
     return Selection.of((2 * j + 1) * num_steps // (2 * k) for j in range(k))
 
 
@@ -164,8 +161,8 @@ def interleaved(
     With phi = 0.6180339887 the offsets fill [0, 1) evenly (Weyl's sequence), so a few trajectories
     cover every step at the same number of points. Computed in integers.
     """
-    k = _budget(count, num_steps)
-    offset = _index("trajectory", trajectory) * GOLDEN % GOLDEN_UNIT
+    k = budget(count, num_steps)
+    offset = index("trajectory", trajectory) * GOLDEN % GOLDEN_UNIT
     return Selection.of(
         (j * GOLDEN_UNIT + offset) * num_steps // (k * GOLDEN_UNIT) for j in range(k)
     )
@@ -178,8 +175,8 @@ def stratified_random(
 
     Stratified sampling: random like a pool (PTQD, Q-DiT), without its gaps.
     """
-    k = _budget(count, num_steps)
-    draws = _generator(seed, trajectory).random(k)
+    k = budget(count, num_steps)
+    draws = generator(seed, trajectory).random(k)
     edges = [j * num_steps // k for j in range(k + 1)]
     bins = zip(pairwise(edges), draws, strict=True)
     return Selection.of(low + int(draw * (high - low)) for (low, high), draw in bins)
@@ -193,8 +190,8 @@ def random_per_trajectory(
     The random pool of Q-DiT (arXiv:2406.17343), PTQD (arXiv:2305.10657) and SVDQuant
     (arXiv:2411.05007) at a fixed number of points per trajectory.
     """
-    k = _budget(count, num_steps)
-    order = np.argsort(_generator(seed, trajectory).random(num_steps), kind="stable")
+    k = budget(count, num_steps)
+    order = np.argsort(generator(seed, trajectory).random(num_steps), kind="stable")
     return Selection.of(order[:k])
 
 
@@ -206,14 +203,8 @@ def sigma_uniform(
     Midpoints in sigma, the dt-weighted quantiles of the steps. Where targets share a nearest
     step (25 targets meet 19 of 28 steps), the largest gaps in sigma are filled.
     """
-    k = _budget(count, num_steps)
-    require(
-        (
-            sigmas.shape == (num_steps + 1,) and bool(np.isfinite(sigmas).all()),
-            f"sigmas of shape {sigmas.shape} must be ({num_steps + 1},) and finite",
-        )
-    )
-    levels = sigmas[:num_steps].astype(np.float64)
+    k = budget(count, num_steps)
+    levels = grid(sigmas, num_steps)[:num_steps]
     targets = levels[0] * (1 - (2 * np.arange(k) + 1) / (2 * k))
     nearest = [last_smallest(np.abs(levels - target), levels) for target in targets]
     return Selection.of(refilled(nearest, levels, k))
@@ -236,7 +227,7 @@ def normal(
     clamps the draws (15.9 % on one step) and labels states with another step's time, which this
     does not. Where two quantiles share a step, the largest gaps in F are filled.
     """
-    k = _budget(count, num_steps)
+    k = budget(count, num_steps)
     require(
         (0 <= mean <= 1, f"mean={mean} must lie in [0, 1]; 0 is noise, 1 the image"),
         (0.05 <= sd <= 10, f"sd={sd} must lie in [0.05, 10]; 0.4 is PTQ4DM's"),
@@ -249,44 +240,61 @@ def normal(
     return Selection.of(refilled(steps, mass, k))
 
 
-def _budget(count: int | None, num_steps: int) -> int:
-    """The number of steps to select. Raises ConfigError unless 1 <= count <= num_steps."""
-    _steps(num_steps)
-    if count is None:
-        return default_count(num_steps)
-    note = f"schedule.num_steps is {num_steps}; null takes a quarter of the steps"
-    budget = _integer("count", count, low=1, high=num_steps, note=note)
-    if budget == num_steps > 1:
-        _note_all(budget)
-    return budget
+def coverage_optimal(
+    *,
+    num_steps: int,
+    sigmas: np.ndarray,
+    trajectory: int,
+    seed: int,
+    evidence: Evidence | None = None,
+    count: int | None = None,
+) -> Selection:
+    """The k steps nearest to all steps: exact k-medoids on segments (`taqdit.subset.medoids`)."""
+    k = budget(count, num_steps)
+    known = known_of(evidence, "coverage_optimal", num_steps)
+    key = ("coverage_optimal", k)
+    return Selection.of(known.once(key, lambda: medoids(known.distances, known.weights, k)))
 
 
-@functools.cache
-def _note_all(num_steps: int) -> None:
-    """Say once that a budget selects everything."""
-    _log.warning("timestep_selection.count=%d selects all %d steps", num_steps, num_steps)
+def regret_optimal(
+    *,
+    num_steps: int,
+    sigmas: np.ndarray,
+    trajectory: int,
+    seed: int,
+    evidence: Evidence | None = None,
+    count: int | None = None,
+    bits: int = 8,
+) -> Selection:
+    """The k steps whose best static ranges, at `bits` bits, cost least error over all steps.
+
+    A local search (`taqdit.subset.least_regret`).
+    """
+    k = budget(count, num_steps)
+    known = known_of(evidence, "regret_optimal", num_steps)
+    errors, key = known.errors_at(bits), ("regret_optimal", k, bits)
+    return Selection.of(known.once(key, lambda: least_regret(errors, known.weights, k)))
 
 
-def _steps(num_steps: int) -> int:
-    return _integer("num_steps", num_steps, low=1, note="set schedule.num_steps")
+def drift_weighted(
+    *,
+    num_steps: int,
+    sigmas: np.ndarray,
+    trajectory: int,
+    seed: int,
+    evidence: Evidence | None = None,
+    count: int | None = None,
+    gamma: float = 0.5,
+) -> Selection:
+    """Quantiles, at (j + 1/2) / k, of drift^gamma over sigma: dense where statistics change fast.
 
-
-def _integer(
-    name: str, value: int, *, low: int, high: int | None = None, note: str = "use an integer"
-) -> int:
-    """`value`, if it is an integer (and not a bool) in [low, high]; else ConfigError."""
-    ok = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not ok or value < low or (high is not None and value > high):
-        allowed = f"in [{low}, {high}]" if high is not None else f">= {low}"
-        raise ConfigError(f"{name}={value!r} must be an integer {allowed}; {note}")
-    return int(value)
-
-
-def _index(name: str, value: int) -> int:
-    return _integer(name, value, low=0)
-
-
-def _generator(seed: int, trajectory: int) -> np.random.Generator:
-    """A stream of its own for every (seed, trajectory); no global state."""
-    key = (_index("trajectory", trajectory),)
-    return np.random.default_rng(np.random.SeedSequence(_index("seed", seed), spawn_key=key))
+    SharpEuler's form (arXiv:2605.11547, see `taqdit.subset.drift_density`); gamma 0 ignores drift.
+    Where two quantiles share a step, the largest gaps in the density are filled.
+    """
+    k = budget(count, num_steps)
+    require((0 <= gamma <= 2, f"gamma={gamma} must lie in [0, 2]; 0 ignores the drift"))
+    known = known_of(evidence, "drift_weighted", num_steps)
+    levels = grid(sigmas, num_steps, decreasing=True)
+    density = drift_density(known.distances, levels, gamma=gamma)
+    places = np.cumsum(density) - density / 2
+    return Selection.of(refilled(density_quantiles(density, k), places, k))

@@ -56,7 +56,8 @@ def test_every_public_option_function_has_its_file():
 def test_an_option_file_spells_out_every_argument(group, option):
     node = OmegaConf.load(CONF / group / f"{option}.yaml")
     parameters = inspect.signature(config.resolve(node._target_)).parameters
-    handed_in = {"num_steps", "sigmas", "trajectory", "seed"} if "_partial_" in node else set()
+    per_trajectory = {"num_steps", "sigmas", "trajectory", "seed", "evidence"}
+    handed_in = per_trajectory & set(parameters) if "_partial_" in node else set()
     assert {key for key in node if not key.startswith("_")} == set(parameters) - handed_in
 
 
@@ -112,6 +113,7 @@ def test_the_closed_key_table():
         "sampler": "euler",
         "timestep_selection": "paper_uniform",
         "tracer": "block_inputs",
+        "analysis": "full",
         "plots": "paper",
         "tracking": "auto",
     }
@@ -327,6 +329,65 @@ def test_a_tracer_that_reads_nothing_is_refused():
     assert "raise tracer.folds" in text
 
 
+@pytest.mark.parametrize("rule", ["coverage_optimal", "regret_optimal", "drift_weighted"])
+def test_a_rule_that_needs_statistics_is_refused_where_none_are_made(rule, tmp_path):
+    chosen = f"timestep_selection={rule}"
+    (text,) = problems_of([chosen, "tracer=none"])
+    assert text.startswith(f"timestep_selection._target_=taqdit.timestep_selection.{rule} selects")
+    assert text.endswith("tracer reads nothing; set tracer=block_inputs, stages=all")
+    (text,) = problems_of([chosen, "stages=[trajectories,calibration]"])
+    assert "stages leaves out statistics; set tracer=block_inputs, stages=all" in text
+    for stages in ("all", "[statistics,calibration]", "[figures]"):
+        assert problems_of([chosen, f"stages={stages}"]) == []
+    assert problems_of([chosen, "tracer=none", f"inputs.statistics={tmp_path}"]) == []
+
+
+def test_the_arguments_of_a_data_driven_rule_are_checked_without_statistics():
+    (text,) = problems_of(["timestep_selection=regret_optimal", "timestep_selection.bits=5"])
+    assert text == "timestep_selection.bits=5 must be one of 8, 6, 4"
+    (text,) = problems_of(["timestep_selection=drift_weighted", "timestep_selection.gamma=3"])
+    assert text.startswith("timestep_selection.gamma=3 must lie in [0, 2]")
+    (text,) = problems_of(["timestep_selection=coverage_optimal", "timestep_selection.count=31"])
+    assert text.startswith("timestep_selection.count=31 must be an integer in [1, 30]")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("rule=taste", "analysis.rule=taste must be one of sqnr, seed"),
+        ("target=0", "analysis.target=0.0 must lie in (0, 100] dB"),
+        ("target=high", "analysis.target='high' must be a number"),
+        ("group_size=48", "analysis.group_size=48 must be null, 32, 64 or 128"),
+        ("weighting=sigma", "analysis.weighting=sigma must be dt or equal"),
+        ("phases=three", "analysis.phases=three must be data or seed"),
+        ("compare=[]", "analysis.compare: []; name rules out of all, coverage_optimal,"),
+        ("compare=[midpoint,explicit,x]", "analysis.compare: explicit, x; name rules out of"),
+        ("budget=31", "analysis.budget=31 must lie in [1, 30]; schedule.num_steps is 30"),
+        ("budgets=[4,0]", "analysis.budgets=0 must lie in [1, 30]; schedule.num_steps is 30"),
+        ("budgets=[]", "analysis.budgets=[] must hold a budget; null takes a ladder of them"),
+    ],
+)
+def test_what_is_wrong_with_the_analysis_is_said_by_its_key(override, words):
+    (text,) = problems_of([f"analysis.{override}"])
+    assert text.startswith(words)
+
+
+def test_every_problem_of_the_analysis_is_said_at_once():
+    texts = problems_of(["analysis.rule=taste", "analysis.target=-1", "analysis.phases=x"])
+    assert [text.split("=")[0] for text in texts] == [
+        "analysis.rule",
+        "analysis.target",
+        "analysis.phases",
+    ]
+
+
+def test_budgets_for_statistics_made_elsewhere_may_exceed_the_schedule(tmp_path):
+    """Their number of steps is their own."""
+    asked = ["analysis.budget=40", "analysis.budgets=[40,50]"]
+    assert len(problems_of(asked)) == 3
+    assert problems_of([*asked, f"inputs.statistics={tmp_path}"]) == []
+
+
 def problems_of(overrides):
     """The texts of every problem of a configuration."""
     return [problem.text for problem in config.check(config.compose_config(overrides))]
@@ -351,3 +412,9 @@ def test_yaml_files_open_with_a_comment_and_comment_their_knobs():
     for path in sorted(Path(CONF).glob("*/*.yaml")):
         lines = path.read_text(encoding="utf-8").splitlines()
         assert lines[0].startswith("#"), path
+
+
+def test_a_budget_of_all_steps_is_said_once(caplog):
+    overrides = ["schedule.num_steps=7", "timestep_selection.count=7"]
+    config.plan(config.compose_config(overrides))
+    assert caplog.messages == ["timestep_selection.count=7 selects all 7 steps"]

@@ -41,6 +41,7 @@ def test_the_default_command_in_small(taqdit, tmp_path):
         ("conditioning", 3, 0),
         ("trajectories", 2, 0),
         ("statistics", 4, 0),
+        ("weights", 89, 0),
     ]
     folder = tmp_path / "outputs" / "store" / summary["stages"][1]["folder"]
     names = sorted(path.name for path in folder.iterdir())
@@ -58,8 +59,9 @@ def test_the_default_command_in_small(taqdit, tmp_path):
     single = ["histogram", "ridgeline", "channel_ranges", "channel_time"]
     made = {name.split("/")[1] for name in summary["figures"] if name.endswith("png")}
     latents = {"latent_curves.png", "selection_strip.png", "image_grid.png"}
-    assert latents | {f"{name}.png" for name in plots.OVERVIEW} < made
-    assert len(made) == 3 + len(plots.OVERVIEW) + len(single)
+    whole = (*plots.ANALYSIS, *plots.OVERVIEW)
+    assert latents | {f"{name}.png" for name in whole} < made
+    assert len(made) == len(latents) + len(whole) + len(single)
     (label,) = {n.removeprefix("histogram_") for n in made if n.startswith("histogram_")}
     assert {f"{kind}_{label}" for kind in single} < made  # of the worst layer
     for kind in ("svg", "csv"):

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -97,6 +98,7 @@ def full(text="plain", **changes):
         "subtitle": text,
         "notes": [text],
         "facts": [(text, text)],
+        "findings": [(text, f"{text}\n{text}"), ("bits", "4 of them")],
         "stages": foreign,
         "pictures": [Picture(text, png(64, 48, value)) for value in (1, 2)],
         "figures": [(text, [entry]), ("others", [FigureEntry("x", "y", png(600, 20))])],
@@ -288,7 +290,25 @@ def test_the_contents_name_every_part_once():
     targets = [a["href"][1:] for a, _ in page.all("a") if a["href"].startswith("#")]
     assert set(ids.values()) == {1}
     assert set(ids) - {"stages"} == set(targets)
-    assert len(targets) == len(set(targets)) == 10
+    assert len(targets) == len(set(targets)) == 11
+
+
+def test_findings_come_first_each_in_lines_of_its_own():
+    page = Page(render(full(HOSTILE)))
+    heads = [text for tag, _, text in page.elements if tag == "h2"]
+    assert heads.index("Findings") < heads.index("Run") < heads.index("Figures")
+    said = [
+        (text, page.elements[i + 1])
+        for i, (tag, _, text) in enumerate(page.elements)
+        if tag == "dt"
+    ]
+    ((topic, (tag, _, lines)), (other, (_, _, words)), *_) = said
+    assert (topic, tag, lines.split("\n")) == (HOSTILE, "dd", [HOSTILE, HOSTILE])
+    assert (other, words) == ("bits", "4 of them")
+    assert re.search(r"\bdd \{[^}]*white-space: pre-wrap", page.all("style")[0][1])
+    ids = [a.get("aria-labelledby") for a, _ in page.all("section")]
+    assert ids.index("findings") < ids.index("run")
+    assert b"findings" not in render(full(findings=[]))
 
 
 def test_what_is_empty_is_left_out():

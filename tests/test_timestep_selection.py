@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taqdit import timestep_selection as rules
+from taqdit.arguments import default_count
 from taqdit.errors import ConfigError
-from taqdit.selection import Selection
-from taqdit.timestep_selection import default_count
+from taqdit.selection import Evidence, Selection, cells, needs_evidence
+from taqdit.subset import medoid_cost, static_error
 
-BUDGET = (
+DRIVEN = ("coverage_optimal", "regret_optimal", "drift_weighted")  # by evidence
+FIXED = (
     "paper_uniform",
     "midpoint",
     "interleaved",
@@ -24,6 +26,7 @@ BUDGET = (
     "sigma_uniform",
     "normal",
 )
+BUDGET = (*FIXED, *DRIVEN)
 OTHERS = {
     "paper_stride": {},
     "dense_middle": {},
@@ -48,8 +51,26 @@ def select(name: str, num_steps: int, trajectory: int = 0, seed: int = 0, **opti
             sigmas=grid(num_steps),
             trajectory=trajectory,
             seed=seed,
+            **({"evidence": evidence(num_steps)} if name in DRIVEN else {}),
             **options,
         )
+
+
+@functools.cache
+def evidence(num_steps: int, *, sites: int = 3) -> Evidence:
+    """Three sites whose spread changes along the trajectory, fastest near the image."""
+    sigmas = grid(num_steps).astype(np.float64)
+    speed = np.arange(1, sites + 1)[:, None]
+    spread = 1 + speed * (1 - sigmas[:-1]) ** 2  # (sites, n)
+    distances = np.abs(spread[:, :, None] - spread[:, None]).mean(axis=0)
+    weights = -np.diff(sigmas) / sigmas[0]
+    errors = {}
+    for bits in (8, 6, 4):
+        clip = np.geomspace(0.5, 6, 24)
+        error = clip**2 / 4**bits + np.maximum(0, spread[..., None] - clip) ** 2 / 10
+        least = np.einsum("sic,i->sc", error, weights).min(axis=1)
+        errors[bits] = error / least[:, None, None]
+    return Evidence(distances, weights, errors)
 
 
 def steps(name: str, num_steps: int, **options) -> list[int]:
@@ -159,7 +180,7 @@ def test_refill_takes_the_widest_gap_and_the_later_of_a_tie():
 @pytest.mark.parametrize("name", [*BUDGET, "paper_stride"])
 @given(data=st.data())
 def test_budget_rules_give_exactly_count_steps(name, data):
-    num_steps = data.draw(st.integers(1, 120))
+    num_steps = data.draw(st.integers(1, 20 if name in DRIVEN else 120))
     count = data.draw(st.integers(1, num_steps))
     trajectory = data.draw(st.integers(0, 10**6))
     chosen = select(name, num_steps, trajectory, seed=data.draw(st.integers(0, 9)), count=count)
@@ -174,13 +195,13 @@ def test_budget_rules_give_exactly_count_steps(name, data):
 
 
 @pytest.mark.parametrize("name", [*BUDGET, "paper_stride"])
-def test_all_steps_when_the_budget_is_all_of_them_with_one_warning(name, caplog):
-    rules._note_all.cache_clear()
+def test_all_steps_when_the_budget_is_all_of_them(name):
     rule = getattr(rules, name)
+    if name in DRIVEN:
+        rule = functools.partial(rule, evidence=evidence(7))
     for trajectory in range(3):
         chosen = rule(num_steps=7, sigmas=grid(7), trajectory=trajectory, seed=1, count=7)
         assert chosen.indices.tolist() == list(range(7))
-    assert caplog.messages == ["timestep_selection.count=7 selects all 7 steps"]
 
 
 def test_one_and_two_steps():
@@ -284,6 +305,9 @@ def test_a_wrong_count_names_itself_the_range_and_the_steps(name, count):
         ("every_nth", {"stride": 21}, "stride=21"),
         ("every_nth", {"stride": 2, "offset": 20}, r"offset=20 .* \[0, 19\]"),
         ("every_nth", {"stride": 2, "offset": -1}, "offset=-1"),
+        ("regret_optimal", {"bits": 5}, "bits=5 must be one of 8, 6, 4"),
+        ("drift_weighted", {"gamma": -0.1}, r"gamma=-0.1 must lie in \[0, 2\]"),
+        ("drift_weighted", {"gamma": math.nan}, "gamma=nan"),
         ("normal", {"mean": 1.5}, "mean=1.5"),
         ("normal", {"mean": math.nan}, "mean=nan"),
         ("normal", {"sd": 0.0}, "sd=0"),
@@ -356,3 +380,163 @@ def test_a_selection_is_read_only():
     for array in (chosen.indices, chosen.counts, chosen.loss_weight):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
+
+
+@pytest.mark.parametrize("name", DRIVEN)
+def test_driven_rules_refuse_to_choose_without_evidence(name):
+    rule = functools.partial(getattr(rules, name), sigmas=grid(20), trajectory=0, seed=0)
+    with pytest.raises(ConfigError, match=rf"^_target_: {name} needs traced statistics; .*tracer"):
+        rule(num_steps=20)
+    with pytest.raises(ConfigError, match="evidence of 19 steps must be of num_steps=20"):
+        rule(num_steps=20, evidence=evidence(19))
+    blank = Evidence.blank(20, widths=(8,))
+    assert len(rule(num_steps=20, evidence=blank, count=6).indices) == 6
+
+
+@pytest.mark.parametrize("name", DRIVEN)
+def test_driven_rules_at_the_ends_of_their_budget(name):
+    assert steps(name, 9, count=9) == list(range(9))
+    assert len(steps(name, 9, count=1)) == 1
+    assert len(steps(name, 30)) == 8  # a quarter
+
+
+@pytest.mark.parametrize("num_steps", [20, 28, 50])
+def test_no_fixed_rule_covers_better_than_coverage_optimal(num_steps):
+    known = evidence(num_steps)
+    for count in (1, 2, 5, 11, 17):
+        best = steps("coverage_optimal", num_steps, count=count)
+        cost = medoid_cost(known.distances, known.weights, best)
+        for name in FIXED:
+            for trajectory in range(3):
+                other = steps(name, num_steps, trajectory=trajectory, count=count)
+                found = medoid_cost(known.distances, known.weights, other)
+                assert cost <= found * (1 + 1e-7), (name, count)
+
+
+def test_regret_optimal_follows_the_errors_of_its_width():
+    known = evidence(20)
+    chosen = {bits: steps("regret_optimal", 20, count=2, bits=bits) for bits in (8, 4)}
+    for bits in (8, 4):
+        errors = known.errors[bits]
+        found = {b: static_error(errors, known.weights, chosen[b]) for b in (8, 4)}
+        assert found[bits] <= min(found.values())
+        middles = static_error(errors, known.weights, steps("midpoint", 20, count=2))
+        assert 1 - 1e-9 <= found[bits] <= middles
+    assert chosen[8] != chosen[4]
+
+
+def test_drift_weighted_goes_where_the_steps_differ():
+    sigmas = grid(30).astype(np.float64)
+    even = np.abs(np.subtract.outer(sigmas[:-1], sigmas[:-1]))
+    jump = np.where(np.arange(30) < 8, 0.0, 1.0)
+    weights = np.full(30, 1 / 30)
+    steady, sudden = (
+        Evidence(each, weights, {}) for each in (even, np.abs(np.subtract.outer(jump, jump)))
+    )
+    rule = functools.partial(
+        rules.drift_weighted, num_steps=30, sigmas=grid(30), trajectory=0, seed=0, count=6
+    )
+    assert {7, 8} < set(rule(evidence=sudden).indices.tolist())  # either side of the only change
+    by_sigma = steps("sigma_uniform", 30, count=6)
+    assert np.abs(rule(evidence=steady).indices - by_sigma).max() <= 1
+    assert np.abs(rule(evidence=sudden, gamma=0.0).indices - by_sigma).max() <= 1
+    with pytest.raises(ConfigError, match="sigmas must strictly decrease"):
+        rule(evidence=steady, sigmas=np.ones(31))
+
+
+def test_a_choice_is_made_once_per_evidence_and_arguments(monkeypatch):
+    made = []
+
+    def counted(distances, weights, count):
+        made.append(count)
+        return list(range(count))
+
+    monkeypatch.setattr(rules, "medoids", counted)
+    for known in (Evidence.blank(10, widths=(8,)), Evidence.blank(10, widths=(8,))):
+        for trajectory in range(4):
+            for count in (2, 3):
+                rules.coverage_optimal(
+                    num_steps=10,
+                    sigmas=grid(10),
+                    trajectory=trajectory,
+                    seed=0,
+                    evidence=known,
+                    count=count,
+                )
+    assert made == [2, 3, 2, 3]
+
+
+def test_widths_do_not_share_a_choice():
+    known = Evidence(evidence(20).distances, evidence(20).weights, evidence(20).errors)
+    for bits in (8, 4):
+        rule = functools.partial(rules.regret_optimal, bits=bits, evidence=known, count=2)
+        chosen = rule(num_steps=20, sigmas=grid(20), trajectory=0, seed=0).indices.tolist()
+        assert chosen == steps("regret_optimal", 20, count=2, bits=bits)
+
+
+def test_which_rules_need_evidence():
+    public = {name for name in rules.__all__ if inspect.isfunction(getattr(rules, name))}
+    assert {name for name in public if needs_evidence(getattr(rules, name))} == set(DRIVEN)
+    assert needs_evidence(functools.partial(rules.regret_optimal, count=3, bits=4))
+    assert not needs_evidence(functools.partial(rules.every_nth, stride=2))
+    assert not needs_evidence(lambda *, num_steps, sigmas, trajectory, seed, **evidence: None)
+
+
+def _changed(array, place, value):
+    array = array.copy()
+    array[place] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("distances", lambda d: d[:-1], r"distances of shape \(5, 6\) must be \(6, 6\)"),
+        ("distances", lambda d: _changed(d, (0, 1), 9.0), "symmetric"),
+        ("distances", lambda d: _changed(d, (2, 2), 0.1), "diagonal"),
+        ("distances", lambda d: -d, "distances must be float64, finite and >= 0"),
+        ("distances", lambda d: _changed(d, (0, 1), np.nan), "distances must be .* finite"),
+        ("distances", lambda d: d.astype(np.float32), "distances must be float64"),
+        ("weights", lambda w: w[:, None], r"weights of shape \(6, 1\) must be \(n,\)"),
+        ("weights", lambda w: w * 2, "weights sum to 2 "),
+        ("weights", lambda w: _changed(w, 0, 0) / (1 - w[0]), "weights must be > 0"),
+        ("weights", lambda w: _changed(w, 0, np.inf), "weights must be .* finite"),
+        ("errors", lambda e: {8: e[8][0]}, r"errors\[8\] of shape \(6, 24\)"),
+        ("errors", lambda e: {8: e[8][:, 1:]}, r"errors\[8\] .* must be \(sites, 6, ranges\)"),
+        ("errors", lambda e: {8: e[8][:0]}, r"errors\[8\] of shape \(0, 6, 24\)"),
+        ("errors", lambda e: {8: e[8], 4: -e[4]}, r"errors\[4\] must be .* >= 0"),
+        ("errors", lambda e: {8: _changed(e[8], 0, np.inf)}, r"errors\[8\] must be .* finite"),
+    ],
+)
+def test_malformed_evidence_cannot_be_made(name, change, message):
+    known = evidence(6)
+    parts = {"distances": known.distances, "weights": known.weights, "errors": known.errors}
+    with pytest.raises(ConfigError, match=message):
+        Evidence(**parts | {name: change(parts[name])})
+
+
+def test_evidence_is_read_only():
+    known = evidence(6)
+    for array in (known.distances, known.weights, known.errors[8]):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+
+
+def test_cells_of_interleaved_by_hand():
+    """8 steps, 2 of them from offsets 0, 0.618, 0.236, 0.854, 0.472 of a stride of 4."""
+    chosen = [select("interleaved", 8, trajectory=m, count=2) for m in range(5)]
+    assert [each.indices.tolist() for each in chosen] == [[0, 4], [2, 6], [0, 4], [3, 7], [1, 5]]
+    expected = [
+        [2 / 3, 1 / 3, 0, 0, 2 / 3, 1 / 3, 0, 0],  # trajectories 0, 2, 4
+        [0, 0, 1 / 2, 1 / 2, 0, 0, 1 / 2, 1 / 2],  # 1, 3
+    ]
+    found = cells(chosen, folds=2, num_steps=8)
+    assert found.dtype == np.float64
+    assert found == pytest.approx(np.array(expected))
+
+
+def test_cells_count_points_and_leave_empty_folds_at_zero():
+    twice = Selection(np.array([1, 2]), np.array([3, 1]), np.ones(2))
+    found = cells([twice, select("all", 4)], folds=3, num_steps=4)
+    assert found.tolist() == [[0, 3, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]]
+    assert cells([], folds=2, num_steps=3).tolist() == [[0, 0, 0], [0, 0, 0]]

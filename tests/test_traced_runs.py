@@ -20,6 +20,7 @@ SMALL = (
     "calibration.export=false",
     "tracer=post_gelu",
     "tracking=none",
+    "analysis=none",
     "plots=none",
 )
 

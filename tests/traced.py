@@ -26,10 +26,10 @@ CFG_SCALE = 2.0
 
 
 class Conditioned:
-    """The conditioning of TEXTS for guided forwards, each text encoded once."""
+    """The conditioning of texts for guided forwards, each text encoded once."""
 
-    def __init__(self, model):
-        self._rows = {text: model.encode(text) for text in ("", *TEXTS)}
+    def __init__(self, model, texts=TEXTS):
+        self._rows = {text: model.encode(text) for text in ("", *texts)}
 
     def __call__(self, texts):
         rows = [self._rows[text] for text in (*texts, *[""] * len(texts))]
@@ -66,8 +66,10 @@ class Tracing:
     `activations[step][site]` is (rows, tokens, C) of all batches, and `folds` the fold of each row.
     """
 
-    def __init__(self, model, guided, *, num_steps=3, sampler=None, folds=3, tracer=None):
-        self.model, self.guided = model, guided
+    def __init__(
+        self, model, guided, *, num_steps=3, sampler=None, folds=3, tracer=None, prompts=PROMPTS
+    ):
+        self.model, self.guided, self.prompts = model, guided, prompts
         self.sampler = sampler or euler(cfg_scale=CFG_SCALE, batch_size=2, num_trajectories=4)
         self.sigmas = flow(num_steps=num_steps).sigmas()
         paths = {each.site: each.path for each in site_paths(model.spec)}
@@ -77,7 +79,7 @@ class Tracing:
         self.steps, self.activations, self.folds, self.told = {}, {}, [], []
 
     def batch(self, number=0):
-        return trajectory.Batch.of(number, sampler=self.sampler, prompts=PROMPTS)
+        return trajectory.Batch.of(number, sampler=self.sampler, prompts=self.prompts)
 
     def taps(self, **options):
         return KeepingTaps(self.model.mmdit, self._paths, **options)

@@ -25,6 +25,7 @@ OPTION_MODULES = (
     "taqdit.sampler",
     "taqdit.timestep_selection",
     "taqdit.tracer",
+    "taqdit.analysis",
     "taqdit.plots",
     "taqdit.tracking",
 )

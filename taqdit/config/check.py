@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
+from taqdit.analysis import AnalysisOptions
 from taqdit.config.build import build, plain
 from taqdit.config.schema import RunConfig
 from taqdit.errors import ConfigError, InputError, TaqditError
@@ -17,12 +19,15 @@ from taqdit.models.sites import site_paths
 from taqdit.plan import Plan
 from taqdit.plots import PlotOptions
 from taqdit.prompts import Prompts
+from taqdit.quantizer import BITS
 from taqdit.sampler import Sampler
 from taqdit.schedule import Schedule
+from taqdit.selection import Evidence, bound, needs_evidence
 from taqdit.statistics.counts import MOST
 from taqdit.tracer import TracerOptions
 from taqdit.tracking import TrackingOptions
 
+log = logging.getLogger(__name__)
 GROUPS = (
     "model",
     "prompts",
@@ -30,6 +35,7 @@ GROUPS = (
     "sampler",
     "timestep_selection",
     "tracer",
+    "analysis",
     "plots",
     "tracking",
 )
@@ -40,13 +46,22 @@ KINDS: dict[str, type] = {
     "schedule": Schedule,
     "sampler": Sampler,
     "tracer": TracerOptions,
+    "analysis": AnalysisOptions,
     "plots": PlotOptions,
     "tracking": TrackingOptions,
 }
-STORED = ("conditioning", "trajectories", "statistics", "figures")
-STAGES = ("conditioning", "trajectories", "statistics", "calibration", "figures", "report")
+STORED = ("conditioning", "trajectories", "statistics", "weights", "figures")
+STAGES = (
+    "conditioning",
+    "trajectories",
+    "statistics",
+    "weights",
+    "calibration",
+    "analysis",
+    "figures",
+    "report",
+)
 PREFLIGHT = ("on", "only", "off")
-RULES = ("sqnr", "seed")
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,11 @@ def check(config: DictConfig) -> list[Problem]:
     problems += _imported_problems(config)
     if "schedule" in built and "timestep_selection" in built:
         problems += _selection_problems(built["timestep_selection"], built["schedule"])
+    if {"timestep_selection", "tracer"} <= built.keys():
+        problems += _evidence_problems(config, built["timestep_selection"], built["tracer"])
+    if {"analysis", "schedule"} <= built.keys() and config.inputs.statistics is None:
+        texts = built["analysis"].problems(built["schedule"].num_steps)
+        problems += [Problem(f"analysis.{text}", ConfigError.exit_code) for text in texts]
     if {"model", "tracer", "plots"} <= built.keys() and config.inputs.statistics is None:
         traced = built["tracer"].chosen(each.site for each in site_paths(built["model"]))
         texts = built["plots"].problems(traced)
@@ -87,8 +107,6 @@ def _prefixed(group: str, text: str) -> str:
 def _section_problems(config: DictConfig) -> Iterator[str]:
     if config.preflight not in PREFLIGHT:
         yield f"preflight={config.preflight} must be one of {', '.join(PREFLIGHT)}"
-    if config.analysis.rule not in RULES:
-        yield f"analysis.rule={config.analysis.rule} must be one of {', '.join(RULES)}"
     if not config.output_dir.strip():
         yield "output_dir='' must name a folder"
     for key in set(config) - {field.name for field in fields(RunConfig)}:
@@ -166,16 +184,32 @@ def build_group(config: DictConfig, group: str) -> Any:
 
 def _selection_problems(select: Any, schedule: Any) -> list[Problem]:
     try:
-        select(num_steps=schedule.num_steps, sigmas=schedule.sigmas(), trajectory=0, seed=0)
+        rule = bound(select, Evidence.blank(schedule.num_steps, BITS))
+        rule(num_steps=schedule.num_steps, sigmas=schedule.sigmas(), trajectory=0, seed=0)
     except TaqditError as error:
         return [Problem(f"timestep_selection.{text}", error.exit_code) for text in error.args]
     return []
+
+
+def _evidence_problems(config: DictConfig, select: Any, tracer: TracerOptions) -> list[Problem]:
+    """A rule that selects from traced statistics needs some."""
+    made = config.inputs.calibration is None and config.inputs.statistics is None
+    if not (made and needs_evidence(select)):
+        return []
+    stages = STAGES if config.stages == "all" else _names(config.stages) or ()
+    missing = "tracer reads nothing" if not tracer.places else "stages leaves out statistics"
+    if tracer.places and set(stages) & {"statistics", "analysis", "figures", "report"}:
+        return []
+    name = config.timestep_selection._target_
+    text = f"timestep_selection._target_={name} selects from traced statistics, and {missing}"
+    return [Problem(f"{text}; set tracer=block_inputs, stages=all", ConfigError.exit_code)]
 
 
 def plan(config: DictConfig) -> Plan:
     """The objects of a composed configuration. Raises the error of all its problems."""
     raise_problems(check(config))
     built = {group: build_group(config, group) for group in GROUPS}
+    _note_all_steps(config)
     imported, statistics = config.inputs.calibration, config.inputs.statistics
     return Plan(
         config=plain(config),
@@ -185,6 +219,7 @@ def plan(config: DictConfig) -> Plan:
         sampler=built["sampler"],
         select=built["timestep_selection"],
         tracer=built["tracer"],
+        analysis=built["analysis"],
         plots=built["plots"],
         tracking=built["tracking"],
         stages=STAGES if config.stages == "all" else tuple(config.stages),
@@ -198,6 +233,13 @@ def plan(config: DictConfig) -> Plan:
         imported=None if imported is None else Path(imported),
         imported_statistics=None if statistics is None else Path(statistics),
     )
+
+
+def _note_all_steps(config: DictConfig) -> None:
+    """Say that a budget selects every step."""
+    count, steps = config.timestep_selection.get("count"), config.schedule.num_steps
+    if count is not None and count == steps > 1:
+        log.warning("timestep_selection.count=%d selects all %d steps", count, steps)
 
 
 def raise_problems(problems: Sequence[Problem]) -> None:

@@ -59,13 +59,6 @@ class StatisticsConfig:
 
 
 @dataclass
-class AnalysisConfig:
-    """Schema of the section `analysis`."""
-
-    rule: str = "sqnr"
-
-
-@dataclass
 class InputsConfig:
     """Schema of the section `inputs`: files made elsewhere."""
 
@@ -83,6 +76,7 @@ class RunConfig:
     sampler: SamplerConfig = MISSING
     timestep_selection: Any = MISSING
     tracer: Any = MISSING
+    analysis: Any = MISSING
     plots: Any = MISSING
     tracking: Any = MISSING
     stages: Any = "all"
@@ -92,7 +86,6 @@ class RunConfig:
     output_dir: str = "outputs"
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
-    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     inputs: InputsConfig = field(default_factory=InputsConfig)
 
 

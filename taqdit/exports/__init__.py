@@ -12,7 +12,8 @@ from taqdit import activations
 from taqdit.errors import InputError
 from taqdit.exports.diagnostics import export_npz
 from taqdit.exports.imported import ImportedStatistics
-from taqdit.exports.layers import export_layer_statistics, layer_statistics
+from taqdit.exports.layers import export_layer_statistics, layer_statistics, layers_of
+from taqdit.exports.quantization import export_quantization_config, quantization_settings
 from taqdit.store import Stage
 
 __all__ = [
@@ -20,8 +21,11 @@ __all__ = [
     "Statistics",
     "export_layer_statistics",
     "export_npz",
+    "export_quantization_config",
     "layer_statistics",
+    "layers_of",
     "open_statistics",
+    "quantization_settings",
 ]
 
 

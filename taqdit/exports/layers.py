@@ -67,14 +67,17 @@ def export_layer_statistics(
     *,
     config: Mapping[str, Any] = _NOTHING,
     versions: Mapping[str, Any] = _NOTHING,
+    settings: Mapping[str, Any] = _NOTHING,
 ) -> None:
     """Publish layer_statistics.json and collection_metadata.json in `folder`, which exists.
 
-    `config` (the resolved config) and `versions` go into the metadata as they are.
+    `config` (the resolved config), `versions` and what else is given go into the metadata as they
+    are.
     """
     chosen = statistics.view() if view is None else view
     layers = layer_statistics(statistics, chosen)
-    metadata = {**_provenance(chosen), "config": dict(config), "versions": dict(versions)}
+    known = {"config": dict(config), "versions": dict(versions), **settings}
+    metadata = {**_provenance(chosen), **known}
     publish_json(Path(folder) / METADATA, metadata)
     publish_json(Path(folder) / STATISTICS, layers)
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from taqdit.figures.drawing import Drawing, Drawn
-from taqdit.figures.stored import StoredFigures
+from taqdit.figures.stored import StoredFigures, stored_figures
 from taqdit.plots.style import rendered
 from taqdit.store import make_folder, publish_bytes
 from taqdit.tracking import Tracker
 
-__all__ = ["Drawing", "Drawn", "StoredFigures", "save_all"]
+__all__ = ["Drawing", "Drawn", "StoredFigures", "save_all", "stored_figures"]
 
 
 def save_all(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from taqdit.activations import Statistics
+from taqdit.plan import Plan, target
 from taqdit.store import Stage, canonical_json, sha256_hex
+from taqdit.trajectory import TrajectorySet
 
 STAGE = KIND = "figures"
 _PACKAGE = Path(__file__).parent.parent
@@ -46,6 +50,36 @@ class StoredFigures:
 
     def _read(self, name: str) -> dict[str, np.ndarray]:
         return self._stage.read(f"{name}.safetensors", kind=KIND, index=name).tensors
+
+
+def stored_figures(
+    plan: Plan,
+    store: Path,
+    trajectories: TrajectorySet,
+    statistics: Statistics | None,
+    chosen: Sequence[Sequence[int]],
+) -> StoredFigures | None:
+    """Where figures of the same data, selection and options are kept; None if none is drawn.
+
+    `chosen` holds the selected steps of each trajectory.
+    """
+    plots = plan.plots
+    if "figures" not in plan.stages or not plots.figures:
+        return None
+    inputs = {
+        "trajectories": trajectories.fingerprint,
+        "count": len(trajectories),
+        "statistics": statistics and [statistics.fingerprint, statistics.extent],
+        "selected": sha256_hex(canonical_json([list(steps) for steps in chosen]).encode()),
+        "layers": plots.layers and list(plots.layers),
+        "formats": list(plots.formats),
+        "analysis": asdict(plan.analysis),
+        "weights": "weights" in plan.stages,
+        "rule": target(plan, "timestep_selection"),
+        "backends": [trajectories.backends, statistics and statistics.backends],
+    }
+    anew = {"trajectories", "statistics", "figures"} & set(plan.refresh)
+    return StoredFigures(store, inputs, refresh=bool(anew))
 
 
 @lru_cache(maxsize=1)

@@ -26,9 +26,16 @@ OVERVIEW = (
     "kurtosis_heatmap",
     "outliers",
 )
+ANALYSIS = (
+    "selection_scores",
+    "score_versus_k",
+    "drift_heatmap",
+    "bits_per_layer",
+    "error_versus_bits",
+)
 LAYER = ("histogram", "ridgeline", "channel_ranges", "channel_time")  # one of each per layer
-FIGURES = ("latent_curves", "image_grid", "selection_strip", *OVERVIEW, *LAYER)
-MINIMAL = ("latent_curves", "image_grid", "range_vs_timestep_all")
+FIGURES = ("latent_curves", "image_grid", "selection_strip", *ANALYSIS, *OVERVIEW, *LAYER)
+MINIMAL = ("latent_curves", "image_grid", "range_vs_timestep_all", "selection_scores")
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ def paper(*, layers: Sequence[str] | None = None) -> PlotOptions:
 
 
 def minimal(*, layers: Sequence[str] | None = None) -> PlotOptions:
-    """The latent curves, the images, and the range of every layer against the timestep, as PNG."""
+    """The latent curves, the images, the range of every layer against the timestep, and what
+    selections cost, as PNG."""
     return PlotOptions(MINIMAL, _layers(layers), ("png",))
 
 

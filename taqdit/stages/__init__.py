@@ -7,5 +7,13 @@ claimed before it is done, so that several processes can share one stage.
 from taqdit.stages.bench import Bench, StageReport
 from taqdit.stages.conditioning import encode_prompts
 from taqdit.stages.sampling import sample_and_trace
+from taqdit.stages.weights import weight_inputs, weight_table
 
-__all__ = ["Bench", "StageReport", "encode_prompts", "sample_and_trace"]
+__all__ = [
+    "Bench",
+    "StageReport",
+    "encode_prompts",
+    "sample_and_trace",
+    "weight_inputs",
+    "weight_table",
+]
