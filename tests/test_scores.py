@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -356,3 +357,34 @@ def test_quantiles_of_an_empty_step_are_not_known():
         np.ones((1, 2)),
     )
     assert np.isnan(found.quantiles(np.array([0.5]))[1]).all()
+
+
+def test_calibration_points_are_not_weighted_as_the_steps_are():
+    """A wide step that hardly counts is half of what is calibrated on."""
+    statistics = made(gaussian(lambda step: 20.0 if step == 0 else 1.0), num_steps=2)
+    weights = np.array([1e-9, 1 - 1e-9])
+    static = profile(statistics, weights).static
+    both = Candidate("both", np.ones((4, 2)), 2.0)
+    late = Candidate("late", np.array([[0.0, 1.0]] * 4), 1.0)
+    scores, _ = Judge(statistics, weights, static).scores([both, late])
+    assert (scores.loss[0] > 3).all()
+    assert (scores.loss[1] < 0.5).all()
+
+
+def test_a_range_per_step_serves_steps_of_different_width():
+    statistics = made(gaussian(lambda step: 8.0 if step == 0 else 1.0), num_steps=2)
+    scores = compare(statistics, ["all"], count=1, budgets=[1]).scores
+    weights = step_weights(statistics.sigmas)
+    alone = []
+    for step in range(2):
+        one = SimpleNamespace(**vars(statistics))
+        one.num_steps, one.step = 1, lambda _, step=step: statistics.step(step)
+        one.sigmas = np.ones(1)
+        each = compare(one, ["all"], count=1, budgets=[1]).scores
+        distribution = Distribution.of([statistics.step(step)], 0)
+        signal = weights[step] * distribution.signal.sum()
+        alone.append((signal, signal / 10 ** (each.oracle[0] / 10)))
+    (first, one), (second, other) = alone
+    truth = 10 * np.log10((first + second) / (one + other))
+    assert scores.dynamic[0] == pytest.approx(truth, abs=0.3)  # its candidates are those of both
+    assert (scores.dynamic_gain > 0.01).all()
