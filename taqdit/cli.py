@@ -20,7 +20,33 @@ def check(overrides: Sequence[str]) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"check": check}
+def rerun(arguments: Sequence[str]) -> int:
+    """`taqdit rerun RUN_DIR [overrides]`: repeat a run, and say what is not as it was then."""
+    from taqdit.verbs.rerun import repeat
+
+    return application(repeat(arguments))
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """`taqdit compare RUN_DIR RUN_DIR ... [--into FOLDER]`: one page about several runs."""
+    from taqdit.verbs.compare import compare
+
+    return compare(arguments)
+
+
+def sync(arguments: Sequence[str]) -> int:
+    """`taqdit sync [FOLDER ...]`: upload the runs that W&B kept offline."""
+    from taqdit.verbs.sync import sync
+
+    return sync(arguments)
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "check": check,
+    "rerun": rerun,
+    "compare": compare,
+    "sync": sync,
+}
 
 
 def application(arguments: Sequence[str]) -> int:
@@ -28,7 +54,10 @@ def application(arguments: Sequence[str]) -> int:
     from taqdit import config, run
 
     if all(is_override(argument) for argument in arguments):
-        config.raise_problems(config.check(config.compose_config(arguments)))
+        composed = config.compose_config(arguments, with_hydra=True)
+        if preset := config.choices(composed.hydra).get("sweep"):
+            raise ConfigError(f"sweep={preset} makes several runs; ask for them: taqdit -m ...")
+        config.raise_problems(config.check(config.without_hydra(composed)))
     return run.application()
 
 

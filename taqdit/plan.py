@@ -122,6 +122,7 @@ COSMETIC = (
     "statistics",
     "analysis",
     "inputs",
+    "pair",  # what refers to it counts
 )
 
 

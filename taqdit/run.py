@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import hydra
@@ -14,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from taqdit import config as configuration
+from taqdit import sweeping
 from taqdit.errors import ConfigError, TaqditError
 from taqdit.exits import exit_with
 from taqdit.session import Session
@@ -29,7 +31,7 @@ def execute(config: DictConfig, folder: Path, choices: dict[str, str]) -> None:
 
 
 def job(config: DictConfig) -> None:
-    """One Hydra job. In a sweep errors are raised, so that the sweep can name the failed job."""
+    """One Hydra job. One of a sweep leaves its failure in its folder, and the sweep goes on."""
     global failure
     context = HydraConfig.get()
     folder = Path(context.runtime.output_dir)
@@ -37,21 +39,43 @@ def job(config: DictConfig) -> None:
         if context.job.chdir:
             raise ConfigError("hydra.job.chdir=true would move the store; leave it false")
         execute(config, folder, configuration.choices(context))
-    except TaqditError as error:
-        log.debug("the run failed", exc_info=True)
+    except Exception as error:
         if context.mode == RunMode.MULTIRUN:
+            sweeping.fail(folder, error)
+            if "sweep" not in context.callbacks:
+                raise  # nobody reads it at the end
+        elif isinstance(error, TaqditError):
+            log.debug("the run failed", exc_info=True)
+            failure = error
+        else:
             raise
-        failure = error
 
 
 def application() -> int:
     """The Hydra application on sys.argv; 0 at its end. Raises TaqditError, or what Hydra raises."""
-    hydra.main(
+    global failure
+    failure, sweeping.report = None, None
+    app = hydra.main(
         version_base="1.3", config_path=str(configuration.config_folder()), config_name="config"
-    )(job)()
-    if failure is not None:
-        raise failure
+    )(job)
+    try:
+        app()
+    except sweeping.Refused as refused:
+        raise refused.error from None
+    except Exception:
+        _tell_failures()  # a launcher broke: say what the jobs left
+        raise
+    found = failure or (sweeping.report.error if sweeping.report else None)
+    if found is not None:
+        raise found
     return 0
+
+
+def _tell_failures() -> None:
+    jobs = sweeping.report.jobs if sweeping.report else None
+    found = sweeping.failures(jobs or [])
+    for text in found.args if found else ():
+        print(f"taqdit: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from taqdit.showing import Showing
 from taqdit.stages import Bench, encode_prompts, sample_and_trace, weight_inputs, weight_table
 from taqdit.store import make_folder, publish_json, sha256_file
 from taqdit.tracking import Tracker
+from taqdit.tracking.groups import run_date, sweep_group
 from taqdit.tracking.secrets import mask_secrets
 from taqdit.trajectory import TrajectorySet
 
@@ -149,9 +150,9 @@ class Session:
             self.folder,
             run_id=self.run_id,
             name=f"{self.folder.parent.name}_{self.folder.name}",
-            group=None,
+            group=sweep_group(self.folder),
             job_type="calibration",
-            tags=[f"{group}:{choice}" for group, choice in self.choices.items()],
+            tags=[*(f"{k}:{v}" for k, v in self.choices.items()), run_date(self.folder)],
             config=mask_secrets(self.plan.config),
         )
 

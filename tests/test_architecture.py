@@ -20,9 +20,11 @@ LEVELS = {
     6: ("config", "stages", "figures", "preflight"),
     7: ("record", "exits", "page", "findings"),
     8: ("showing", "delivery"),
-    9: ("session",),
-    10: ("run", "runs"),
-    11: ("cli",),
+    9: ("session", "comparison"),
+    10: ("sweeping",),
+    11: ("run", "runs"),
+    12: ("verbs",),
+    13: ("cli",),
 }
 LEVEL = {module: level for level, modules in LEVELS.items() for module in modules}
 ONLY = {  # a foreign library and the one module that may import it
@@ -36,7 +38,7 @@ ONLY = {  # a foreign library and the one module that may import it
     "scipy": {"analysis"},
     "safetensors": {"store", "models"},
     "hydra": {"config", "run"},
-    "omegaconf": {"config", "run", "runs", "page"},
+    "omegaconf": {"config", "run", "runs", "page", "comparison", "sweeping", "verbs"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

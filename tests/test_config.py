@@ -26,7 +26,9 @@ OPTIONS = sorted(
     for path in CONF.glob("*/*.yaml")
     if path.parent.name not in FUNCTIONLESS
 )
-EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
+PRESETS = sorted(
+    (group, path.stem) for group in FUNCTIONLESS for path in CONF.glob(f"{group}/*.yaml")
+)
 
 
 def option_functions():
@@ -61,7 +63,7 @@ def test_an_option_file_spells_out_every_argument(group, option):
     assert {key for key in node if not key.startswith("_")} == set(parameters) - handed_in
 
 
-@pytest.mark.parametrize("option", OPTIONS + [("experiment", name) for name in EXPERIMENTS])
+@pytest.mark.parametrize("option", OPTIONS + PRESETS)
 def test_every_preset_composes_and_checks(option, tmp_path):
     group, name = option
     overrides = [f"{group}={name}"]

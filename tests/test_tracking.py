@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,11 +17,13 @@ import pytest
 import wandb_files
 import wandb_stub
 import yaml
+from conftest import ANALYTIC
 from PIL import Image
 
 from taqdit import tracking
 from taqdit.errors import ConfigError, StorageError
 from taqdit.tracking.credentials import resolve_mode
+from taqdit.tracking.groups import group_name, run_date, sweep_group
 from taqdit.tracking.plain import merge_bins, plain
 from taqdit.tracking.secrets import MASK
 
@@ -402,6 +405,99 @@ def test_every_yaml_holds_its_function_with_its_defaults_commented(path):
     knobs = [line for line in text.splitlines() if not line.startswith(("#", "_target_"))]
     assert text.startswith("# ")
     assert all(" # " in line for line in knobs)
+
+
+# --- groups of sweeps -----------------------------------------------------------------------
+
+GRID = [
+    "sampler.cfg_scale=1.5,4",
+    "timestep_selection=midpoint,dense_middle",
+    "schedule.num_steps=9",
+]
+
+
+def test_the_same_sweep_is_the_same_group():
+    name = group_name(GRID)
+    assert name.startswith("cfg_scale=1.5,4_timestep_selection=midpoint,dense")
+    assert re.fullmatch(r"[\w.,=~-]{1,64}", name)
+    aside = ["output_dir=/x", "tracking=wandb", "tracking.project=p", "hydra/launcher=joblib"]
+    aside += ["refresh=[statistics]", "hydra.launcher.n_jobs=2", "plots.layers=null"]
+    same = [GRID[::-1], [*GRID, *aside], ["++sampler.cfg_scale=1.5, 4", *GRID[1:]]]
+    same += [["schedule.num_steps=7", *GRID]]  # the last one counts, as it does for Hydra
+    assert {group_name(each) for each in same} == {name}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        GRID[:2],
+        [*GRID[:2], "schedule.num_steps=8"],
+        ["sampler.cfg_scale=4,1.5", *GRID[1:]],
+        [*GRID, "~tracer"],
+        [*GRID, "+extra=1"],
+    ],
+)
+def test_another_sweep_is_another_group(other):
+    assert group_name(other) != group_name(GRID)
+
+
+def test_a_group_says_what_is_swept_first_and_keeps_secrets():
+    assert group_name(["a.b=range(1,4)", "a=[1,2]", "z=1,2"]).startswith(
+        "b=range-1,4-_z=1,2_a=-1,2"
+    )
+    assert group_name([]) is group_name(["output_dir=/x"]) is None
+    said = group_name([f"+x={KEY},b", "+my.api_key=swordfish,b"])
+    assert KEY[:8] not in said
+    assert "swordfish" not in said
+
+
+def job_folder(home, job="0", mode="MULTIRUN", overrides=GRID, params=None):
+    """A job's folder as Hydra leaves it before the job starts."""
+    sweep = home / "sweeps" / "2026-01-31" / "235959_0"
+    (sweep / job / ".hydra").mkdir(parents=True)
+    own = {"hydra": {"mode": mode}}
+    (sweep / job / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(own))
+    whole = {"overrides": {"task": overrides}, "sweeper": {"params": params}}
+    (sweep / "multirun.yaml").write_text(yaml.safe_dump({"hydra": whole}))
+    return sweep / job
+
+
+def test_a_job_reads_its_group_from_hydras_record(tmp_path):
+    job = job_folder(tmp_path / "a")
+    assert sweep_group(job) == sweep_group(job_folder(tmp_path / "b", "cfg/1")) == group_name(GRID)
+    params = {"sampler.cfg_scale": "7,8", "timestep_selection": ["midpoint", "dense_middle"]}
+    preset = job_folder(tmp_path / "c", overrides=[GRID[0], GRID[2]], params=params)
+    assert sweep_group(preset) == group_name(GRID)  # the command line wins over the preset
+    assert run_date(job) == "2026-01-31"
+    assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", run_date(tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "- 1", "hydra: 3", "hydra: {overrides: null}", "\x00"])
+def test_no_readable_record_is_no_group(tmp_path, text):
+    assert sweep_group(tmp_path) is None
+    assert sweep_group(job_folder(tmp_path / "single", mode="RUN")) is None
+    job = job_folder(tmp_path / "sweep")
+    (job.parent / "multirun.yaml").write_text(text)
+    assert sweep_group(job) is None
+    (job / ".hydra" / "hydra.yaml").write_text(text)
+    assert sweep_group(job) is None
+
+
+def test_a_sweep_again_lands_in_its_group(taqdit, tmp_path):
+    small = (*ANALYTIC, "tracking=local", "plots=none", "analysis=none")
+    sweep = ("-m", *small, "timestep_selection=midpoint,dense_middle")
+    quick = "~hydra.callbacks.sweep"  # no comparison at the end
+    for arguments in ((*sweep, quick), (*sweep, quick, "refresh=[]"), small):
+        done = taqdit(*arguments)
+        assert done.returncode == 0, done.stderr
+    jobs = [events(p.parent)[0] for p in tmp_path.glob("outputs/sweeps/*/*/*/events.jsonl")]
+    assert len(jobs) == 4
+    assert {job["group"] for job in jobs} == {group_name(sweep[1:])}
+    ((run,),) = ([events(p)[0]] for p in tmp_path.glob("outputs/runs/*/*"))
+    assert run["group"] is None
+    for each in (*jobs, run):
+        assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", each["tags"][-1])
+        assert "model:tiny" in each["tags"]
 
 
 # --- secrets --------------------------------------------------------------------------------

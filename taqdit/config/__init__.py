@@ -12,11 +12,14 @@ from taqdit.config.compose import (
     one_line,
     without_hydra,
 )
+from taqdit.config.sweep import Callback, SweepJob, sweep_jobs
 
 __all__ = [
     "GROUPS",
     "OPTION_MODULES",
+    "Callback",
     "Problem",
+    "SweepJob",
     "build",
     "check",
     "choices",
@@ -29,5 +32,6 @@ __all__ = [
     "raise_problems",
     "resolve",
     "schema",
+    "sweep_jobs",
     "without_hydra",
 ]

@@ -87,6 +87,7 @@ class RunConfig:
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     inputs: InputsConfig = field(default_factory=InputsConfig)
+    pair: Any = None
 
 
 ConfigStore.instance().store(name="run_schema", node=RunConfig)

@@ -35,6 +35,11 @@ def resolve_mode(asked: str) -> str:
     return asked
 
 
+def key_configured() -> bool:
+    """Whether a key for W&B is set up on this machine."""
+    return _key_configured(_settings())
+
+
 def _key_configured(settings: dict[str, str]) -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True

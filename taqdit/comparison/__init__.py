@@ -1,0 +1,124 @@
+"""Several runs side by side: one table, the figures that only a comparison has, a verdict.
+
+`compare` takes the folders of runs, whether a sweep's jobs or any others, and leaves
+comparison.json, .csv and .html. Runs that failed, or of which files are missing or damaged, are
+rows too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from taqdit.comparison.drawings import loss_drawings, store_drawings
+from taqdit.comparison.page import CSV, failures, page, pairs_table, runs_table
+from taqdit.comparison.result import RunResult, read
+from taqdit.comparison.table import Group, Row, comparable, groups, table
+from taqdit.comparison.verdict import CRITERION, Pair, pairs, words
+from taqdit.errors import InputError
+from taqdit.figures import Drawn, save_all
+from taqdit.plots.style import publish_csv
+from taqdit.report import SortableTable, render
+from taqdit.store import make_folder, publish_bytes, publish_json
+from taqdit.tracking import Tracker
+
+__all__ = ["Comparison", "RunResult", "compare", "read"]
+
+JSON, HTML = "comparison.json", "comparison.html"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found: `keys`, the settings in which the runs differ; a row per run, sorted by
+    them; `verdict`, topic -> lines; `pairs` of selections on the same trajectories; `failures`, a
+    line per run that did not end well; `page`, where comparison.html lies."""
+
+    folder: Path
+    keys: tuple[str, ...]
+    rows: tuple[Row, ...]
+    verdict: dict[str, list[str]]
+    pairs: tuple[Pair, ...]
+    failures: tuple[str, ...]
+
+    @property
+    def page(self) -> Path:
+        """The page that shows it all."""
+        return self.folder / HTML
+
+
+def compare(folders: Sequence[str | Path], into: str | Path) -> Comparison:
+    """Compare the runs in `folders` and write comparison.json, .csv, .html and figures/ `into` a
+    folder. The order of the folders changes nothing. InputError if there are none."""
+    found = dict.fromkeys(Path(folder).resolve() for folder in folders)
+    if not found:
+        raise InputError("there is no run to compare")
+    into = Path(into).resolve()
+    keys, rows = table([read(folder) for folder in found])
+    sets = groups(rows)
+    paired = {group.title: pairs(group) for group in sets}
+    verdict = {group.title or "selections": words(group, paired[group.title]) for group in sets}
+    every = tuple(pair for each in paired.values() for pair in each)
+    result = Comparison(into, tuple(keys), tuple(rows), verdict, every, tuple(failures(rows, into)))
+    make_folder(into)
+    publish_json(into / JSON, as_json(result))
+    runs = runs_table(rows, keys, into)
+    publish_csv(into / CSV, _columns(runs))
+    drawn, notes = _drawn(sets, rows, into)
+    _publish_page(result, runs, drawn, notes)
+    return result
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    """What comparison.json says: under `compared` only what the same runs always give, under
+    `where` paths, times and identities in the same order."""
+    return {
+        "schema": 1,
+        "compared": {
+            "differ_in": list(found.keys),
+            "runs": [{**comparable(row.run), "varied": dict(row.varied)} for row in found.rows],
+            "criterion": CRITERION,
+            "verdict": found.verdict,
+            "pairs": [{**asdict(pair), "differ": pair.differ} for pair in found.pairs],
+        },
+        "where": [
+            {
+                "folder": str(row.run.folder),
+                "run_id": row.run.run_id,
+                "seconds": row.run.seconds,
+                "error": row.run.error,
+            }
+            for row in found.rows
+        ],
+    }
+
+
+def _drawn(sets: Sequence[Group], rows: Sequence[Row], into: Path) -> tuple[list[Drawn], list[str]]:
+    """The saved figures, and what could not be drawn."""
+    notes: list[str] = []
+    drawings = [*loss_drawings(sets), *store_drawings(sets, rows, notes)]
+    drawn = save_all(drawings, into, Tracker(), formats=("png", "svg"), stored=None)
+    return drawn, notes
+
+
+def _publish_page(
+    found: Comparison, runs: SortableTable, drawn: Sequence[Drawn], notes: Sequence[str]
+) -> None:
+    criterion = [("criterion", [CRITERION])] if found.pairs else []
+    shown = page(
+        found.rows,
+        found.keys,
+        into=found.folder,
+        tables=[runs, *([pairs_table(found.pairs)] if found.pairs else [])],
+        findings=[*found.verdict.items(), *criterion],
+        drawn=drawn,
+        notes=notes,
+    )
+    publish_bytes(found.page, render(shown))
+
+
+def _columns(runs: SortableTable) -> dict[str, list[Any]]:
+    cells = zip(*runs.rows, strict=True)
+    columns = [["" if value is None else value for value in column] for column in cells]
+    return dict(zip(runs.columns, columns, strict=True))

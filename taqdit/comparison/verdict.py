@@ -1,0 +1,151 @@
+"""Which selections differ, and which do not, in words and as a table of pairs.
+
+Two runs were analysed apart, so their losses cannot be paired by trajectories: the interval of a
+difference is taken as if they were independent, the root of the sum of the squares of the half
+widths. Selections on the same trajectories rise and fall together, so this interval is too wide
+rather than too narrow: what it tells apart does differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from taqdit.comparison.result import Selected
+from taqdit.comparison.table import Group, Row
+from taqdit.quantizer import BITS
+
+DECIDING = 8  # bits
+NAMED = 6  # selections in one line
+CRITERION = (
+    "Runs are told apart without pairing: by more than the root of the sum of the squares of the"
+    f" half widths of their 95 % intervals, at {DECIDING} bits. On the same trajectories this is"
+    " cautious; each run's own report pairs the rules that it compared."
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two selections on one set of trajectories: how much more `one` loses than `other`, dB, and
+    half of the interval of that (None: not known)."""
+
+    group: str
+    one: str
+    other: str
+    points: tuple[float, float]
+    bits: int
+    difference: float
+    half_width: float | None
+
+    @property
+    def differ(self) -> bool:
+        """Whether the difference is larger than its interval; False where that is not known."""
+        return self.half_width is not None and abs(self.difference) > self.half_width
+
+    def __str__(self) -> str:
+        by = f"{abs(self.difference):.3f} dB"
+        one, other = (
+            f"{name}{at}" for name, at in zip((self.one, self.other), self._at, strict=True)
+        )
+        if self.half_width is None:
+            return f"{one} and {other}: {by} apart, too few folds for an interval"
+        by += f" +- {self.half_width:.3f}"
+        if not self.differ:
+            return f"{one} and {other} do not differ beyond their interval{self._both}: {by}"
+        better, worse = (one, other) if self.difference < 0 else (other, one)
+        return f"{better} is better than {worse}{self._both} by {by}"
+
+    @property
+    def _at(self) -> tuple[str, str]:
+        """The budgets behind the names, where they differ."""
+        same = self.points[0] == self.points[1]
+        return ("", "") if same else (f" (k = {self.points[0]:g})", f" (k = {self.points[1]:g})")
+
+    @property
+    def _both(self) -> str:
+        return f" at k = {self.points[0]:g}" if self.points[0] == self.points[1] else ""
+
+
+def pairs(group: Group, bits: int = DECIDING) -> list[Pair]:
+    """Every two selections of a group, in its order; of runs that are the same, the first."""
+    width = BITS.index(bits)
+    return [
+        Pair(group.title, one, other, (a.points, b.points), bits, *_apart(a, b, width))
+        for (one, a), (other, b) in combinations(_selections(group, width).items(), 2)
+    ]
+
+
+def words(group: Group, found: Sequence[Pair]) -> list[str]:
+    """The verdict on one group: every pair if there are few, else all against the best."""
+    width = BITS.index(DECIDING)
+    known = _selections(group, width)
+    if not known:
+        return ["no loss is known"]
+    best = min(known, key=lambda name: known[name].loss_db[width] or 0.0)
+    lines = [f"lowest loss: {best}, {_loss(known[best], width)} at k = {known[best].points:g}"]
+    if len({each.points for each in known.values()}) > 1:
+        lines[0] += "; the budgets differ"
+    if len(known) == 1:
+        return [f"only {best}: {_loss(known[best], width)} at k = {known[best].points:g}"]
+    if len(found) <= 3:
+        return lines + [str(pair) for pair in found]
+    with_best = {pair.other if pair.one == best else pair.one: pair for pair in found
+                 if best in (pair.one, pair.other)}  # fmt: skip
+    order = sorted(with_best, key=lambda name: known[name].loss_db[width] or 0.0)
+    for text, members in (
+        (
+            "do not differ from it beyond the interval",
+            [n for n in order if not with_best[n].differ],
+        ),
+        ("worse", [name for name in order if with_best[name].differ]),
+    ):
+        if members:
+            lines.append(f"{text}: {_listed(known, members, width)}")
+    apart = sum(pair.differ for pair in found)
+    return [*lines, f"of all {len(found)} pairs {apart} differ beyond their interval"]
+
+
+def _selections(group: Group, width: int) -> dict[str, Selected]:
+    """Name -> selection with a known loss; the first of those that have the same name."""
+    found: dict[str, Selected] = {}
+    for row in group.rows:
+        if (own := row.run.own) is not None and own.loss_db[width] is not None:
+            found.setdefault(_name(group, row), own)
+    return found
+
+
+def _name(group: Group, row: Row) -> str:
+    """The selection; with the settings where the group's runs differ in these too."""
+    alike = len({each.setting for each in group.rows}) == 1
+    return row.selection if alike else row.name
+
+
+def _apart(one: Selected, other: Selected, width: int) -> tuple[float, float | None]:
+    losses, halves = (
+        (a[width], b[width])
+        for a, b in ((one.loss_db, other.loss_db), (one.half_width_db, other.half_width_db))
+    )
+    difference = (losses[0] or 0.0) - (losses[1] or 0.0)
+    if halves[0] is None or halves[1] is None:
+        return difference, None
+    return difference, math.hypot(halves[0], halves[1])
+
+
+def _loss(selection: Selected, width: int) -> str:
+    """`loses 0.141 dB [0.108, 0.174]`."""
+    loss, half = selection.loss_db[width] or 0.0, selection.half_width_db[width]
+    interval = "" if half is None else f" [{max(loss - half, 0):.3f}, {loss + half:.3f}]"
+    return f"loses {loss:.3f} dB{interval}"
+
+
+def _listed(known: dict[str, Selected], names: Sequence[str], width: int) -> str:
+    equal = len({each.points for each in known.values()}) == 1
+    texts = [
+        f"{name} {known[name].loss_db[width]:.3f}"
+        + ("" if equal else f" (k = {known[name].points:g})")
+        for name in names[:NAMED]
+    ]
+    more = len(names) - NAMED
+    return ", ".join(texts) + (f" and {more} more" if more > 0 else "")
