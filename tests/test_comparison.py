@@ -240,6 +240,9 @@ def test_selections_that_differ_are_told_apart_by_the_root_of_the_squares(four, 
         "dense_middle is better than paper_uniform at k = 12 by 0.400 dB +- 0.028"
     )
     assert "lowest loss: dense_middle" in found.verdict["cfg_scale=4"][0]
+    page = found.page.read_text()
+    assert "Runs are told apart without pairing" in page
+    assert "† the steps were chosen from the same statistics" in page
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from taqdit.comparison.drawings import loss_drawings, store_drawings
 from taqdit.comparison.page import CSV, failures, page, pairs_table, runs_table
 from taqdit.comparison.result import RunResult, read
 from taqdit.comparison.table import Group, Row, comparable, groups, table
-from taqdit.comparison.verdict import CRITERION, Pair, pairs, words
+from taqdit.comparison.verdict import CRITERION, MARKS, Pair, pairs, words
 from taqdit.errors import InputError
 from taqdit.figures import Drawn, save_all
 from taqdit.plots.style import publish_csv
@@ -105,7 +105,7 @@ def _drawn(sets: Sequence[Group], rows: Sequence[Row], into: Path) -> tuple[list
 def _publish_page(
     found: Comparison, runs: SortableTable, drawn: Sequence[Drawn], notes: Sequence[str]
 ) -> None:
-    criterion = [("criterion", [CRITERION])] if found.pairs else []
+    criterion = [("criterion", [CRITERION]), ("marks", [MARKS])] if found.pairs else []
     shown = page(
         found.rows,
         found.keys,

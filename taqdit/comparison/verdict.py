@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from taqdit.analysis.scores import FITTED, ROUGH
 from taqdit.comparison.result import Selected
 from taqdit.comparison.table import Group, Row
 from taqdit.quantizer import BITS
@@ -23,6 +24,11 @@ CRITERION = (
     "Runs are told apart without pairing: by more than the root of the sum of the squares of the"
     f" half widths of their 95 % intervals, at {DECIDING} bits. On the same trajectories this is"
     " cautious; each run's own report pairs the rules that it compared."
+)
+MARKS = (
+    f"{FITTED} the steps were chosen from the same statistics, which flatters the selection;"
+    f" {ROUGH} trajectories that share a fold select different steps, and each is taken to see what"
+    " all of its fold show there, which flatters it too."
 )
 
 
