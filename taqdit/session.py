@@ -17,7 +17,7 @@ from taqdit.calibration import CalibrationSet, import_npz
 from taqdit.delivery import Delivery
 from taqdit.errors import StorageError, TaqditError
 from taqdit.exports import open_statistics
-from taqdit.figures import stored_figures
+from taqdit.figures import run_figures
 from taqdit.figures.latents import chosen_steps
 from taqdit.findings import Findings, analyse_run, profile_of
 from taqdit.plan import (
@@ -184,7 +184,7 @@ class Session:
             )
             deliver.calibration(points, source=trajectories.folder)
         chosen = chosen_steps(plan, trajectories)
-        stored = stored_figures(plan, self.store, trajectories, statistics, chosen)
+        stored = run_figures(plan, self.store, trajectories, statistics, chosen)
         show = Showing(plan, self.folder, self.tracker, stored)
         if asked & {"figures", "report"}:
             show.trajectories(trajectories)

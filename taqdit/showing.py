@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from taqdit.figures import Drawn, StoredFigures, save_all
+from taqdit.figures import Drawn, RunFigures, save_all
 from taqdit.figures.activations import activation_figures
 from taqdit.figures.analysis import analysis_figures
 from taqdit.figures.latents import latent_figures, log_curves
@@ -28,7 +28,7 @@ class Showing:
     """Collects what was drawn and tabled, for the summary and the page."""
 
     def __init__(
-        self, plan: Plan, folder: Path, tracker: Tracker, stored: StoredFigures | None = None
+        self, plan: Plan, folder: Path, tracker: Tracker, stored: RunFigures | None = None
     ) -> None:
         self.plan, self.folder, self.tracker, self.stored = plan, folder, tracker, stored
         self.drawn: list[Drawn] = []

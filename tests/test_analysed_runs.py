@@ -18,7 +18,7 @@ import wandb_stub
 from conftest import tree
 
 import taqdit as package
-from taqdit import plots, showing, timestep_selection
+from taqdit import figures, plots, showing, timestep_selection
 from taqdit.analysis.bits import seed_bits
 from taqdit.analysis.compare import step_weights
 from taqdit.analysis.profile import profile
@@ -566,3 +566,25 @@ def test_the_stage_of_the_weights_runs_alone(tmp_path):
     run, _ = launched(*GRID, *QUIET, f"output_dir={tmp_path}", "stages=[weights]")
     assert made(run)["weights"] == len(linear_paths(tiny()))
     assert "analysis" not in run.summary
+
+
+def test_a_figure_that_runs_share_is_what_each_would_draw(again, monkeypatch):
+    """All figures, as SVG alone: of another selection, with those shared that may be, and anew."""
+    drawn = []
+    real = figures.rendered
+
+    def once(figure, table, *, formats):
+        drawn.append(1)
+        files = real(figure, table, formats=("svg",))
+        return {kind: files["svg"] for kind in formats} | {"csv": files["csv"]}
+
+    monkeypatch.setattr(figures, "rendered", once)
+    options = ("plots=paper", "stages=[statistics,weights,analysis,figures]")
+    other = {"selected": ("timestep_selection=midpoint", "timestep_selection.count=2")}
+    again(*options, quiet=("tracking=none",))
+    drawn.clear()
+    shared = tree(again(*options, **other, quiet=("tracking=none",)).folder / "figures")
+    assert len(drawn) == 5  # what shows the selection
+    anew = again(*options, "refresh=[figures]", **other, quiet=("tracking=none",))
+    assert len(drawn) == 5 + len(shared) // 3
+    assert tree(anew.folder / "figures") == shared

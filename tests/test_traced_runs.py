@@ -142,16 +142,15 @@ def test_figures_are_drawn_once(outputs, monkeypatch):
     assert second.summary["figures"] == first.summary["figures"]
     assert tree(second.folder / "figures") == tree(first.folder / "figures")
     other = again(outputs, "plots=minimal", "timestep_selection.count=3")
-    assert len(drawn) == 2
-    (stage,) = {path.parent for path in stored(outputs, "range_vs_timestep_all")[:1]}
-    path = stage / "latent_curves.safetensors"
+    assert len(drawn) == 1  # the latents' curves mark the selection; the ranges do not
+    path = stored(outputs, "latent_curves")[0]
     path.write_bytes(path.read_bytes()[:-1])
     assert again(outputs, "plots=minimal", "timestep_selection.count=3").summary["status"] == "ok"
     assert again(outputs, "plots=minimal").summary["status"] == "ok"
-    assert len(drawn) == 3  # the damaged one
-    assert (stage / "latent_curves.safetensors.bad-1").exists()
+    assert len(drawn) == 2  # the damaged one
+    assert path.with_name("latent_curves.safetensors.bad-1").exists()
     again(outputs, "plots=minimal", "refresh=[figures]")
-    assert len(drawn) == 5
+    assert len(drawn) == 4
     assert tree(other.folder / "figures") != tree(first.folder / "figures")
 
 

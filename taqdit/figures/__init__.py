@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from taqdit.figures.drawing import Drawing, Drawn
-from taqdit.figures.stored import StoredFigures, stored_figures
+from taqdit.figures.stored import RunFigures, StoredFigures, run_figures
 from taqdit.plots.style import rendered
 from taqdit.store import make_folder, publish_bytes
 from taqdit.tracking import Tracker
 
-__all__ = ["Drawing", "Drawn", "StoredFigures", "save_all", "stored_figures"]
+__all__ = ["Drawing", "Drawn", "RunFigures", "StoredFigures", "run_figures", "save_all"]
 
 
 def save_all(
@@ -20,18 +20,19 @@ def save_all(
     tracker: Tracker,
     *,
     formats: tuple[str, ...],
-    stored: StoredFigures | None,
+    stored: RunFigures | None,
 ) -> list[Drawn]:
     """Save each figure below `folder/figures` and log it; draw those that are not stored."""
     made = []
     for drawing in drawings:
         make_folder(folder / "figures")
-        files = stored.get(drawing.name) if stored else None
+        kept = stored and (stored.shared if drawing.shared else stored.own)
+        files = kept.get(drawing.name) if kept else None
         if files is None:
             figure, table = drawing.draw()
             files = rendered(figure, table, formats=formats)
-            if stored:
-                stored.put(drawing.name, files)
+            if kept:
+                kept.put(drawing.name, files)
         paths = []
         for suffix in (*formats, "csv"):
             paths.append(folder / "figures" / f"{drawing.name}.{suffix}")

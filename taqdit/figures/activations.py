@@ -91,6 +91,7 @@ def _range(part: str) -> Callable[[Overview, Sequence[int]], Drawing]:
                 overview.range_vs_timestep(table, stream),
                 overview.site_table(table, "median_range", stream),
             ),
+            shared=True,
         )
 
     return draw
@@ -114,7 +115,11 @@ def _heatmap(
     def drawing(table: Overview, _selected: Sequence[int]) -> Drawing:
         numbers = _FIELDS[name]
         return Drawing(
-            name, HEADING, title, lambda: (draw(table), overview.site_table(table, numbers))
+            name,
+            HEADING,
+            title,
+            lambda: (draw(table), overview.site_table(table, numbers)),
+            shared=True,
         )
 
     return drawing
@@ -127,6 +132,7 @@ def _outliers(table: Overview, _selected: Sequence[int]) -> Drawing:
         HEADING,
         title,
         lambda: (outliers.outliers(table), outliers.outlier_table(table)),
+        shared=True,
     )
 
 
@@ -183,7 +189,8 @@ def _of_layer(
         steps = _steps_of(kind, table, selected)
         return figure(table, steps), numbers(table, steps)
 
-    return Drawing(f"{kind}_{site.label}", LAYERS_HEADING, f"{title} {site.name}", draw)
+    name = f"{kind}_{site.label}"
+    return Drawing(name, LAYERS_HEADING, f"{title} {site.name}", draw, shared=kind != "histogram")
 
 
 LayerFunction = Callable[[LayerTable, Sequence[int]], Any]

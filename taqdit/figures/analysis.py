@@ -40,6 +40,7 @@ def analysis_figures(analysis: Analysis, options: PlotOptions) -> Iterator[Drawi
                 scores.score_versus_k(comparison.curves, comparison.count),
                 scores.score_versus_k_table(comparison.curves, comparison.count),
             ),
+            shared=True,
         )
     if "drift_heatmap" in options.figures and analysis.drift.distance.size:
         yield Drawing(
@@ -50,6 +51,7 @@ def analysis_figures(analysis: Analysis, options: PlotOptions) -> Iterator[Drawi
                 drift.drift_heatmap(analysis.drift),
                 drift.drift_heatmap_table(analysis.drift),
             ),
+            shared=True,
         )
     yield from _bit_figures(analysis, options)
 
@@ -62,6 +64,7 @@ def _bit_figures(analysis: Analysis, options: PlotOptions) -> Iterator[Drawing]:
             HEADING,
             "Suggested bits of every linear's weight and input",
             lambda: (bits.bits_per_layer(widths), bits.bits_per_layer_table(widths)),
+            shared=True,
         )
     if "error_versus_bits" in options.figures:
         activations, weights = analysis.comparison.scores.oracle, _weight_sqnr(analysis)
@@ -74,6 +77,7 @@ def _bit_figures(analysis: Analysis, options: PlotOptions) -> Iterator[Drawing]:
                 bits.error_versus_bits(activations, weights, chosen=chosen),
                 bits.error_versus_bits_table(activations, weights, chosen=chosen),
             ),
+            shared=True,
         )
 
 

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 class Drawing:
     """A figure to be drawn: its file name, the heading it belongs under, its caption.
 
-    `draw` gives the figure and its numbers by column.
+    `draw` gives the figure and its numbers by column. `shared`: it is the same whatever the run
+    selects, so that runs over the same data share it.
     """
 
     name: str
     heading: str
     title: str
     draw: Callable[[], tuple[Figure, Mapping[str, Any]]]
+    shared: bool = False
 
 
 @dataclass(frozen=True)

@@ -114,4 +114,6 @@ def _grid(trajectories: TrajectorySet) -> Drawing:
         images = np.stack([trajectories.picture(index) for index in indices])
         return image_grid(images, texts), {"trajectory": list(indices), "prompt": texts}
 
-    return Drawing("image_grid", HEADING, "The sampled images with their prompts", draw)
+    return Drawing(
+        "image_grid", HEADING, "The sampled images with their prompts", draw, shared=True
+    )

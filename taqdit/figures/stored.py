@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -52,34 +52,52 @@ class StoredFigures:
         return self._stage.read(f"{name}.safetensors", kind=KIND, index=name).tensors
 
 
-def stored_figures(
+@dataclass(frozen=True)
+class RunFigures:
+    """Where the figures of one run are kept: those that runs over the same data share, and those
+    that show its own selection."""
+
+    shared: StoredFigures
+    own: StoredFigures
+
+    def seal(self) -> None:
+        """All figures are there."""
+        self.shared.seal()
+        self.own.seal()
+
+
+def run_figures(
     plan: Plan,
     store: Path,
     trajectories: TrajectorySet,
     statistics: Statistics | None,
     chosen: Sequence[Sequence[int]],
-) -> StoredFigures | None:
-    """Where figures of the same data, selection and options are kept; None if none is drawn.
+) -> RunFigures | None:
+    """Where figures of the same data, options and selection are kept; None if none is drawn.
 
     `chosen` holds the selected steps of each trajectory.
     """
     plots = plan.plots
     if "figures" not in plan.stages or not plots.figures:
         return None
-    inputs = {
+    data = {
         "trajectories": trajectories.fingerprint,
         "count": len(trajectories),
         "statistics": statistics and [statistics.fingerprint, statistics.extent],
-        "selected": sha256_hex(canonical_json([list(steps) for steps in chosen]).encode()),
         "layers": plots.layers and list(plots.layers),
         "formats": list(plots.formats),
         "analysis": asdict(plan.analysis),
         "weights": "weights" in plan.stages,
-        "rule": target(plan, "timestep_selection"),
+        "seed": plan.sampler.seed,
         "backends": [trajectories.backends, statistics and statistics.backends],
     }
-    anew = {"trajectories", "statistics", "figures"} & set(plan.refresh)
-    return StoredFigures(store, inputs, refresh=bool(anew))
+    selection = {
+        "selected": sha256_hex(canonical_json([list(steps) for steps in chosen]).encode()),
+        "rule": target(plan, "timestep_selection"),
+    }
+    anew = bool({"trajectories", "statistics", "figures"} & set(plan.refresh))
+    shared = StoredFigures(store, data, refresh=anew)
+    return RunFigures(shared, StoredFigures(store, {**data, **selection}, refresh=anew))
 
 
 @lru_cache(maxsize=1)
