@@ -1,7 +1,8 @@
 """Stored statistics of activations: one shard per step, and the views that a selection gives.
 
 A shard names its extent, the number of trajectories that it covers: asking for more later goes on
-from there. Checkpoints are the same shards under another name.
+from there. Checkpoints are the same shards under another name. While a stage is under way, parts
+hold what one batch of trajectories adds to a step.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,34 +22,44 @@ from taqdit.statistics import Histogram, Layout, Site, StepStatistics
 from taqdit.store import Shard, Stage
 
 KIND = "statistics"
+CHECKPOINT, PART = "checkpoint", "part"
 OPEN_STEPS = 200  # mapped at once: each holds a file descriptor
-_NAME = re.compile(r"(trajectories|checkpoint)_(\d{7})_step_(\d{4})\.safetensors")
+_WHOLE = "trajectories"
+_NAME = re.compile(rf"({_WHOLE}|{CHECKPOINT}|{PART})_(\d{{7}})_step_(\d{{4}})\.safetensors")
+
+
+class Listed(NamedTuple):
+    """A file of the stage; `number` is the extent, or of a part the number of its batch."""
+
+    kind: str
+    number: int
+    step: int
+    name: str
+
+
+def listed(stage: Stage) -> list[Listed]:
+    """The files that hold statistics of a step, sorted by name."""
+    found = [match for match in map(_NAME.fullmatch, stage.names()) if match]
+    return [Listed(match[1], int(match[2]), int(match[3]), match[0]) for match in found]
 
 
 def file_name(extent: int, step: int) -> str:
     """The shard of a step that covers the first `extent` trajectories."""
-    return f"trajectories_{extent:07d}_step_{step:04d}.safetensors"
-
-
-def checkpoint_prefix(extent: int) -> str:
-    """How the names of one checkpoint begin."""
-    return f"checkpoint_{extent:07d}_"
+    return _name(_WHOLE, extent, step)
 
 
 def checkpoint_name(extent: int, step: int) -> str:
     """The same while the stage is under way."""
-    return f"{checkpoint_prefix(extent)}step_{step:04d}.safetensors"
+    return _name(CHECKPOINT, extent, step)
 
 
-def stored_extents(stage: Stage) -> list[int]:
-    """Extents of which the stage holds anything, checkpoints among them, ascending."""
-    return sorted({int(found[2]) for found in map(_NAME.fullmatch, stage.names()) if found})
+def part_name(batch: int, step: int) -> str:
+    """What a batch of trajectories adds to a step."""
+    return _name(PART, batch, step)
 
 
-def checkpoint_extents(stage: Stage) -> list[int]:
-    """Extents of the checkpoints, ascending."""
-    found = [match for match in map(_NAME.fullmatch, stage.names()) if match]
-    return sorted({int(match[2]) for match in found if match[1] == "checkpoint"})
+def _name(kind: str, number: int, step: int) -> str:
+    return f"{kind}_{number:07d}_step_{step:04d}.safetensors"
 
 
 def write_step(
@@ -62,21 +73,14 @@ def write_step(
     timestep: float,
 ) -> None:
     """Publish the statistics of one step under `name`."""
-    layout = statistics.layout
-    stage.write(
-        name,
-        statistics.tensors(),
-        kind=KIND,
-        index=_index(extent, step),
-        metadata={
-            "extent": extent,
-            "step": step,
-            "sigma": sigma,
-            "timestep": timestep,
-            "folds": layout.folds,
-            "sites": [[site.name, site.width] for site in layout.sites],
-        },
-    )
+    metadata = {"extent": extent, "step": step, "sigma": sigma, "timestep": timestep}
+    _write(stage, name, statistics, kind=KIND, index=_index(extent, step), metadata=metadata)
+
+
+def write_part(stage: Stage, statistics: StepStatistics, *, batch: int, step: int) -> None:
+    """Publish what a batch adds to a step."""
+    name, index = part_name(batch, step), _index(batch, step)
+    _write(stage, name, statistics, kind=PART, index=index, metadata={})
 
 
 def read_step(
@@ -85,6 +89,28 @@ def read_step(
     """The statistics of a stored step. CorruptError if damaged, or not of these sites."""
     shard = stage.read(name, kind=KIND, index=_index(extent, step))
     return _unpacked(shard, stage.path(name), layout)
+
+
+def read_part(stage: Stage, *, batch: int, step: int, layout: Layout) -> StepStatistics:
+    """What a batch adds to a step. CorruptError if damaged, or not of these sites."""
+    name = part_name(batch, step)
+    shard = stage.read(name, kind=PART, index=_index(batch, step))
+    return _unpacked(shard, stage.path(name), layout)
+
+
+def _write(
+    stage: Stage,
+    name: str,
+    statistics: StepStatistics,
+    *,
+    kind: str,
+    index: str,
+    metadata: dict[str, Any],
+) -> None:
+    layout = statistics.layout
+    sites = [[site.name, site.width] for site in layout.sites]
+    about = {**metadata, "folds": layout.folds, "sites": sites}
+    stage.write(name, statistics.tensors(), kind=kind, index=index, metadata=about)
 
 
 def _unpacked(shard: Shard, path: Path, layout: Layout | None = None) -> StepStatistics:
@@ -97,8 +123,8 @@ def _unpacked(shard: Shard, path: Path, layout: Layout | None = None) -> StepSta
         raise CorruptError(f"{path} is damaged: {error}") from error
 
 
-def _index(extent: int, step: int) -> str:
-    return f"{extent}/{step}"
+def _index(number: int, step: int) -> str:
+    return f"{number}/{step}"
 
 
 def _layout(shard: Shard) -> Layout:
@@ -154,9 +180,18 @@ class Statistics:
         """Groups of trajectories; trajectory i is in group i mod folds."""
         return self.layout.folds
 
+    @property
+    def digests(self) -> list[str]:
+        """SHA-256 of the shard of each step: they name the numbers themselves."""
+        return [str(self._shard(step).metadata["sha256"]) for step in range(self.num_steps)]
+
     def overview(self) -> Overview:
         """A number per site and step: extremes, percentiles, ratios."""
         return self._overview
+
+    def recall(self, table: Overview) -> None:
+        """Take over an overview that was made of these very statistics."""
+        self._overview = table
 
     @cached_property
     def _overview(self) -> Overview:
@@ -245,8 +280,7 @@ class View:
 
 
 def _largest_extent(stage: Stage, num_steps: int) -> int:
-    found = [match for match in map(_NAME.fullmatch, stage.names()) if match]
-    extents = {int(match[2]) for match in found if match[1] == "trajectories"}
+    extents = {each.number for each in listed(stage) if each.kind == _WHOLE}
     whole = [extent for extent in extents if not _missing(stage, extent, num_steps)]
     if not whole:
         raise InputError(f"{stage.folder} holds no complete statistics; run again")

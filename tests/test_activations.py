@@ -113,10 +113,10 @@ def test_the_largest_extent_is_read_unless_one_is_named(tmp_path):
     write(stage, 0, activations.checkpoint_name(20, 0), extent=20)
     assert Statistics(stage).extent == 10
     assert Statistics(stage, extent=5).extent == 5
-    assert activations.stored_extents(stage) == [5, 10, 20]
-    assert activations.checkpoint_extents(stage) == [20]
-    name, prefix = activations.checkpoint_name(20, 0), activations.checkpoint_prefix(20)
-    assert [each for each in stage.names() if each.startswith(prefix)] == [name]
+    there = activations.listed(stage)
+    assert {each.number for each in there} == {5, 10, 20}
+    (kept,) = [each for each in there if each.kind == activations.CHECKPOINT]
+    assert kept == (activations.CHECKPOINT, 20, 0, activations.checkpoint_name(20, 0))
     with pytest.raises(InputError, match="lacks 6 of 6 steps of the statistics over 20"):
         Statistics(stage, extent=20)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 from taqdit import trajectory
 from taqdit.activations import Statistics
 from taqdit.plan import statistics_inputs, trajectory_inputs
 from taqdit.progress import Progress
-from taqdit.stages.bench import POLL_SECONDS, Bench, seal
+from taqdit.stages.bench import Bench, seal
 from taqdit.stages.statistics import StatisticsWork
-from taqdit.stages.trajectories import TrajectoryWork
+from taqdit.stages.trajectories import NoTracing, TrajectoryWork
 
 
 def sample_and_trace(
@@ -30,7 +28,7 @@ def sample_and_trace(
             statistics = _trace(bench, work, pending)
         else:
             progress.start(work.steps_missing)
-            work.complete(pending)
+            work.complete(pending, NoTracing())
         report.made = work.made
         seal(stage)
         found = trajectory.TrajectorySet(
@@ -42,31 +40,14 @@ def sample_and_trace(
 def _trace(bench: Bench, work: TrajectoryWork, pending: list[int]) -> Statistics:
     """Stage `statistics`, completing the pending batches of trajectories on the way."""
     with bench.stage("statistics", statistics_inputs(bench.plan)) as (stage, report):
-        tracing = StatisticsWork(bench, stage, work)
-        missing = tracing.missing_steps()
-        bench.require("statistics", missing)
-        report.reused = bench.plan.schedule.num_steps - len(missing)
-        if missing:
-            stage.admit(bench.backend, allow_change=bench.plan.allow_backend_change)
-        while missing:
-            with stage.claim("tracing") as mine:
-                if mine:
-                    tracing.resume()
-                    work.progress.start(work.steps_missing + tracing.steps_to_replay(pending))
-                    work.complete(pending, tracing)
-                    tracing.catch_up()
-                    tracing.finish()
-                else:  # another process traces; this one samples beside it, and looks again
-                    work.progress.start(work.steps_missing)
-                    work.complete(pending)
-                    time.sleep(POLL_SECONDS)
-            pending, missing = work.incomplete_batches(), tracing.missing_steps()
-        if pending:
-            work.progress.start(work.steps_missing)
-        work.complete(pending)
-        report.made = tracing.made
-        with stage.claim("tracing") as mine:
-            if mine:  # else the process that traces more of this stage seals it
-                tracing.discard_checkpoints()
-                seal(stage)
+        with StatisticsWork(bench, stage, work) as tracing:
+            missing = list(tracing.missing)
+            bench.require("statistics", missing)
+            report.reused = bench.plan.schedule.num_steps - len(missing)
+            if missing:
+                stage.admit(bench.backend, allow_change=bench.plan.allow_backend_change)
+            work.progress.start(work.steps_missing + tracing.steps_to_replay(pending))
+            work.complete(pending, tracing)
+            report.made = tracing.made
+        tracing.seal()
         return Statistics(stage, extent=tracing.extent)

@@ -1,17 +1,23 @@
 """Stage `statistics`: a shard per step with the statistics of all sites.
 
 A step's statistics are merged over the batches in their order, so that a run that was cut off and
-goes on gives the same bytes. Batches are read while they are sampled where nothing came between;
-stored ones are replayed. Checkpoints keep what is merged so far.
+goes on, and several processes at once, give the same bytes. A process merges the steps whose claim
+it holds. What it reads while it samples a batch it merges at once where the batch is the next one;
+for other steps it leaves a part in the store, for whoever merges them. Batches that were stored
+without being read are replayed, by steps. Checkpoints keep what is merged so far.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 
 from taqdit import activations, trajectory
 from taqdit.errors import NumericError
-from taqdit.stages.bench import Bench
+from taqdit.stages.bench import POLL_SECONDS, Bench, seal
 from taqdit.stages.trajectories import TrajectoryWork
 from taqdit.statistics import BatchSums, StepStatistics
 from taqdit.store import Stage
@@ -19,79 +25,164 @@ from taqdit.tracer import COUNT
 
 CHECKPOINT_SECONDS = 60.0  # at least, between two checkpoints
 KEPT = 2  # checkpoints
+SHARES = 8  # parts that the steps are claimed in, so that processes share a replay
+CLAIM, SEALING = "merging", "sealing"
+
+
+@dataclass
+class Merging:
+    """A step that this process merges: its claim, the batches merged, what they add up to."""
+
+    claim: ExitStack
+    covered: int = 0
+    statistics: StepStatistics | None = None
+
+    def add(self, part: StepStatistics) -> None:
+        """Merge what the next batch showed. Raises OverflowError."""
+        known = self.statistics
+        self.statistics = part if known is None else known.merged(part)
+        self.covered += 1
 
 
 class StatisticsWork:
-    """Completes the steps of one statistics stage."""
+    """Completes the steps of one statistics stage; a context manager that holds claims."""
 
     def __init__(self, bench: Bench, stage: Stage, work: TrajectoryWork) -> None:
         self.bench, self.plan, self.stage, self.work = bench, bench.plan, stage, work
         self.layout = self.plan.layout
+        self.batch_size = self.plan.sampler.batch_size
         self.batches = self.plan.traced_batches
-        self.extent = self.batches * self.plan.sampler.batch_size
-        self._totals: dict[int, StepStatistics] = {}
-        self._covered: dict[int, int] = {}  # batches merged, of every step that is missing
-        self._written = time.monotonic()
+        self.extent = self.batches * self.batch_size
+        self.missing = [s for s in range(len(self.work.sigmas) - 1) if not self._published(s)]
         self.made = 0  # steps published by this object
+        self._mine: dict[int, Merging] = {}
+        self._written = time.monotonic()
 
-    def missing_steps(self) -> list[int]:
-        """Steps without a valid shard for all batches."""
-        names = {s: activations.file_name(self.extent, s) for s in range(len(self.work.sigmas) - 1)}
-        return [s for s, name in names.items() if not self._valid(name, self.extent, s)]
+    def __enter__(self) -> StatisticsWork:
+        return self
 
-    def resume(self) -> None:
-        """Begin each missing step with the longest run of batches that is stored."""
-        self._totals, self._covered = {}, {}
-        extents = activations.stored_extents(self.stage)
-        for step in self.missing_steps():
-            self._covered[step] = 0
-            for extent in sorted((e for e in extents if e < self.extent), reverse=True):
-                if extent % self.plan.sampler.batch_size == 0 and self._load(step, extent):
-                    break
+    def __exit__(self, *_: object) -> None:
+        for step in list(self._mine):
+            self._let_go(step)
+
+    @property
+    def awaited(self) -> list[int]:
+        """The batches that the steps of this process need next."""
+        return sorted({each.covered for each in self._mine.values()})
 
     def steps_to_replay(self, pending: list[int]) -> int:
         """Forwards to repeat, if the batches that are pending will be read while sampled."""
+        there = activations.listed(self.stage)
+        parts = {(each.number, each.step) for each in there if each.kind == activations.PART}
         stored = [number for number in range(self.batches) if number not in pending]
-        return sum(number >= done for done in self._covered.values() for number in stored)
+        begun = {s: max(self._begun(s, there), default=0) // self.batch_size for s in self.missing}
+        return sum(
+            number >= begun[step] and (number, step) not in parts
+            for step in self.missing
+            for number in stored
+        )
 
     def probe(self, batch: trajectory.Batch, number: int) -> trajectory.Probe | None:
-        """Reads the batch while it is sampled, if all before it are merged."""
-        if not self._covered or number >= self.batches:
-            return None
-        self.catch_up(number)
-        if set(self._covered.values()) != {number}:
-            return None  # another process is at an earlier batch: this one is replayed later
-        return self._probe(batch)
+        """Reads the batch while it is sampled, if any step lacks it."""
+        return self._probe(batch, number) if self.missing and number < self.batches else None
 
-    def stored(self, number: int) -> None:
-        """A batch that was read is in the store: its statistics may be, too."""
-        self._covered = dict.fromkeys(self._covered, number + 1)
+    def catch_up(self) -> bool:
+        """Merge what is stored into the steps held, and into those that nobody holds.
+
+        Whether the statistics are complete.
+        """
+        self._merge_stored()
+        while self._take():
+            self._merge_stored()
+        return not self.missing
+
+    def seal(self) -> None:
+        """Clear what was kept on the way, and seal; where others are at work, the last one does."""
+        while True:
+            with self.stage.claim(SEALING) as mine:
+                if mine:
+                    self._seal_if_alone()
+                    return
+            time.sleep(POLL_SECONDS)
+
+    def _seal_if_alone(self) -> None:
+        if self.stage.is_claimed(CLAIM):
+            return
+        for step in range(len(self.work.sigmas) - 1):
+            self._discard(step, self.batches)
+        seal(self.stage)
+
+    def _take(self) -> bool:
+        """Claim a share of the missing steps that nobody holds; whether there were any."""
+        share, taken = -(-(len(self.work.sigmas) - 1) // SHARES), 0
+        for step in [step for step in self.missing if step not in self._mine]:
+            claim = ExitStack()
+            mine = claim.enter_context(self.stage.claim(f"{CLAIM}-{self.extent:07d}-{step:04d}"))
+            if self._published(step):
+                self.missing.remove(step)
+            elif mine:
+                self._mine[step] = self._begin(step, claim.pop_all())
+                taken += 1
+            claim.close()
+            if taken == share:
+                break
+        return taken > 0
+
+    def _begin(self, step: int, claim: ExitStack) -> Merging:
+        """Go on from the longest run of batches that is stored."""
+        there = activations.listed(self.stage)
+        for extent in sorted(self._begun(step, there), reverse=True):
+            for name in (
+                activations.file_name(extent, step),
+                activations.checkpoint_name(extent, step),
+            ):
+                if (found := self._stored(name, extent, step)) is not None:
+                    return Merging(claim, extent // self.batch_size, found)
+        return Merging(claim)
+
+    def _begun(self, step: int, there: list[activations.Listed]) -> set[int]:
+        """Extents below this one at which something is stored of a step."""
+        return {
+            each.number
+            for each in there
+            if each.step == step
+            and each.kind != activations.PART
+            and each.number < self.extent
+            and each.number % self.batch_size == 0
+        }
+
+    def _merge_stored(self) -> None:
+        """Bring the steps held as far as there are batches."""
+        for number in range(min(self.awaited, default=self.batches), self.batches):
+            behind = [step for step, each in self._mine.items() if each.covered == number]
+            if behind and self.work.is_stored(number):
+                self._merge_batch(number, behind)
+                self._checkpoint()
+        self._publish_complete()
         self._checkpoint()
-        self.finish()
 
-    def catch_up(self, until: int | None = None) -> None:
-        """Replay stored batches before `until` (None: all), as far as they are there."""
-        end = self.batches if until is None else until
-        for number in range(min(self._covered.values(), default=end), end):
-            if not self.work.is_stored(number):
-                return
-            self._replay(number)
-            self._checkpoint()
-
-    def finish(self) -> None:
-        """Publish the steps that cover every batch."""
-        done = [step for step, covered in self._covered.items() if covered == self.batches]
-        for step in done:
+    def _publish_complete(self) -> None:
+        """Publish the steps that cover every batch, and let them go."""
+        for step in [step for step, each in self._mine.items() if each.covered == self.batches]:
             self._write(activations.file_name(self.extent, step), self.extent, step)
-            del self._covered[step], self._totals[step]
             self.made += 1
+            self.missing.remove(step)
+            self._discard(step, self.batches)
+            self._let_go(step)
 
-    def discard_checkpoints(self) -> None:
-        """Remove the checkpoints on the way here: what they hold is published."""
-        extents = activations.checkpoint_extents(self.stage)
-        self._discard([extent for extent in extents if extent <= self.extent])
+    def _merge_batch(self, number: int, behind: list[int]) -> None:
+        """Merge a stored batch into the steps that lack it: from parts, else by a replay."""
+        left = []
+        for step in behind:
+            part = self._part(number, step)
+            if part is None:
+                left.append(step)
+            else:
+                self._merge(step, part)
+        if left:
+            self._replay(number, left)
 
-    def _probe(self, batch: trajectory.Batch) -> trajectory.Probe:
+    def _probe(self, batch: trajectory.Batch, number: int) -> trajectory.Probe:
         from taqdit.tracer.probe import Probe
         from taqdit.tracer.taps import Taps
 
@@ -102,22 +193,26 @@ class StatisticsWork:
             widths={each.site.name: each.site.width for each in read},
         )
         masked = self.plan.tracer.nonfinite == COUNT
-        return Probe(taps, self.layout, batch, self._add, masked=masked)
+        return Probe(taps, self.layout, batch, partial(self._add, number), masked=masked)
 
-    def _add(self, step: int, sums: BatchSums) -> None:
-        """Merge what a batch showed at a step."""
-        if step not in self._covered:
+    def _add(self, number: int, step: int, sums: BatchSums) -> None:
+        """Keep what a batch showed at a step: merged if it is the next one, else as a part."""
+        if step not in self.missing:
             return
-        part = StepStatistics.of_batch(self.layout, sums)
+        part, mine = StepStatistics.of_batch(self.layout, sums), self._mine.get(step)
+        if mine and mine.covered == number:
+            self._merge(step, part)
+        else:
+            activations.write_part(self.stage, part, batch=number, step=step)
+
+    def _merge(self, step: int, part: StepStatistics) -> None:
         try:
-            known = self._totals.get(step)
-            self._totals[step] = part if known is None else known.merged(part)
+            self._mine[step].add(part)
         except OverflowError as error:
             raise NumericError(f"statistics of step {step}: {error}") from error
 
-    def _replay(self, number: int) -> None:
+    def _replay(self, number: int, steps: list[int]) -> None:
         plan = self.plan
-        behind = [step for step, covered in self._covered.items() if covered == number]
         batch = trajectory.Batch.of(number, sampler=plan.sampler, prompts=plan.prompts)
         latents = [
             trajectory.read_trajectory(self.work.stage, index)["latents"] for index in batch.indices
@@ -127,58 +222,67 @@ class StatisticsWork:
             batch,
             self.work.guided,
             latents,
-            steps=behind,
+            steps=steps,
             sigmas=self.work.sigmas,
             sampler=plan.sampler,
-            probe=self._probe(batch),
+            probe=self._probe(batch, number),
         ):
             self.work.progress.advance(1)
-        self._covered |= dict.fromkeys(behind, number + 1)
 
     def _checkpoint(self) -> None:
         """Keep what is merged, if the last checkpoint is some time ago."""
         if time.monotonic() - self._written < CHECKPOINT_SECONDS:
             return
-        for step, covered in self._covered.items():
-            extent = covered * self.plan.sampler.batch_size
+        for step, each in self._mine.items():
+            extent = each.covered * self.batch_size
             name = activations.checkpoint_name(extent, step)
             if 0 < extent < self.extent and not self.stage.path(name).exists():
                 self._write(name, extent, step)
-        mine = [e for e in activations.checkpoint_extents(self.stage) if e < self.extent]
-        self._discard(mine[:-KEPT])
+                self._discard(step, each.covered, keep=KEPT)
         self._written = time.monotonic()
 
-    def _discard(self, extents: list[int]) -> None:
-        names = self.stage.names()
-        for extent in extents:
-            begin = activations.checkpoint_prefix(extent)
-            self.stage.discard(name for name in names if name.startswith(begin))
+    def _discard(self, step: int, covered: int, *, keep: int = 0) -> None:
+        """Remove the parts of a step that are merged and kept, and all but the last checkpoints."""
+        of_step = [each for each in activations.listed(self.stage) if each.step == step]
+        merged = [e for e in of_step if e.kind == activations.PART and e.number < covered]
+        kept = [
+            each
+            for each in of_step
+            if each.kind == activations.CHECKPOINT and each.number <= covered * self.batch_size
+        ]
+        self.stage.discard(each.name for each in merged + kept[: len(kept) - keep])
+
+    def _let_go(self, step: int) -> None:
+        self._mine.pop(step).claim.close()
 
     def _write(self, name: str, extent: int, step: int) -> None:
+        statistics = self._mine[step].statistics
+        assert statistics is not None
         activations.write_step(
             self.stage,
             name,
-            self._totals[step],
+            statistics,
             extent=extent,
             step=step,
             sigma=float(self.work.sigmas[step]),
             timestep=float(self.work.timesteps[step]),
         )
 
-    def _valid(self, name: str, extent: int, step: int) -> bool:
-        return bool(self.stage.valid([name], verify=lambda _: self._read(name, extent, step)))
+    def _published(self, step: int) -> bool:
+        return self._stored(activations.file_name(self.extent, step), self.extent, step) is not None
 
-    def _load(self, step: int, extent: int) -> bool:
-        """Begin a step with what is stored for `extent` trajectories, if that is valid."""
-        for name in (
-            activations.file_name(extent, step),
-            activations.checkpoint_name(extent, step),
-        ):
-            if self._valid(name, extent, step):
-                self._totals[step] = self._read(name, extent, step)
-                self._covered[step] = extent // self.plan.sampler.batch_size
-                return True
-        return False
+    def _stored(self, name: str, extent: int, step: int) -> StepStatistics | None:
+        """A shard of a step, if it is there and valid."""
+        read = partial(activations.read_step, extent=extent, step=step, layout=self.layout)
+        return self._valid(name, lambda: read(self.stage, name))
 
-    def _read(self, name: str, extent: int, step: int) -> StepStatistics:
-        return activations.read_step(self.stage, name, extent=extent, step=step, layout=self.layout)
+    def _part(self, number: int, step: int) -> StepStatistics | None:
+        """What a batch adds to a step, if it is there and valid."""
+        read = partial(activations.read_part, batch=number, step=step, layout=self.layout)
+        return self._valid(activations.part_name(number, step), lambda: read(self.stage))
+
+    def _valid(self, name: str, read: Callable[[], StepStatistics]) -> StepStatistics | None:
+        """What the file holds; None if it is not there, or corrupt, and then moved aside."""
+        found: list[StepStatistics] = []
+        self.stage.valid([name], verify=lambda _: found.append(read()))
+        return found[-1] if found else None

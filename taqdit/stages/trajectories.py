@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -16,13 +16,30 @@ from taqdit.store import Stage
 
 
 class Tracing(Protocol):
-    """What is told of the batches that are sampled, and may read them."""
+    """What reads the batches while they are sampled, and those that are stored."""
+
+    @property
+    def awaited(self) -> list[int]:
+        """Numbers of the batches that it needs next."""
 
     def probe(self, batch: trajectory.Batch, number: int) -> trajectory.Probe | None:
         """What reads the batch while it is sampled, if anything does."""
 
-    def stored(self, number: int) -> None:
-        """The trajectories of the batch are in the store."""
+    def catch_up(self) -> bool:
+        """Use what is stored; whether nothing is missing any more."""
+
+
+class NoTracing:
+    """Nothing is read."""
+
+    awaited: ClassVar[list[int]] = []
+
+    def probe(self, batch: trajectory.Batch, number: int) -> None:
+        """Nothing reads the batch."""
+
+    def catch_up(self) -> bool:
+        """Nothing is missing."""
+        return True
 
 
 class TrajectoryWork:
@@ -58,22 +75,25 @@ class TrajectoryWork:
         """Whether every trajectory of a batch is in the store and valid."""
         return not self._missing_shards(number)
 
-    def complete(self, pending: list[int], tracing: Tracing | None = None) -> None:
-        """Compute the pending batches, waiting for those that another process works on.
+    def complete(self, pending: list[int], tracing: Tracing) -> None:
+        """Compute the pending batches and all that `tracing` lacks.
 
-        `tracing` reads them while they are sampled.
+        Where other processes work on something, wait for them, and go on if they die.
         """
-        while pending:
-            left = []
-            for number in pending:
-                with self.stage.claim(f"batch-{number:06d}") as mine:
-                    if mine:
-                        self._complete_batch(number, tracing)
-                    else:
-                        left.append(number)
+        while not tracing.catch_up() or pending:
+            left = [number for number in pending if not self._completed(number, tracing)]
             if len(left) == len(pending):
                 time.sleep(POLL_SECONDS)
-            pending = left
+            pending = left or tracing.awaited
+
+    def _completed(self, number: int, tracing: Tracing) -> bool:
+        """Complete a batch unless another process is at it."""
+        with self.stage.claim(f"batch-{number:06d}") as mine:
+            if mine:
+                self._complete_batch(number, tracing)
+        if mine:
+            tracing.catch_up()
+        return mine
 
     def _missing(self, number: int) -> tuple[list[int], list[int]]:
         """Indices of the batch without a valid shard, and those without a valid picture."""
@@ -97,19 +117,19 @@ class TrajectoryWork:
         )
         return [i for i in indices if trajectory.shard_name(i) not in shards]
 
-    def _complete_batch(self, number: int, tracing: Tracing | None) -> None:
+    def _complete_batch(self, number: int, tracing: Tracing) -> None:
         shards, pictures = self._missing(number)
         if shards:
             self._sample(number, set(shards), tracing)
         for index in pictures:
             self._decode(index)
 
-    def _sample(self, number: int, wanted: set[int], tracing: Tracing | None) -> None:
+    def _sample(self, number: int, wanted: set[int], tracing: Tracing) -> None:
         plan, model = self.plan, self.sampling_model()
         batch = trajectory.Batch.of(number, sampler=plan.sampler, prompts=plan.prompts)
         shape = (len(batch.indices), len(self.sigmas), *plan.model.latent_shape)
         latents = np.empty(shape, np.float32)
-        probe = tracing.probe(batch, number) if tracing else None
+        probe = tracing.probe(batch, number)
         for step, rows in trajectory.sample(
             model, batch, self.guided, sigmas=self.sigmas, sampler=plan.sampler, probe=probe
         ):
@@ -127,8 +147,6 @@ class TrajectoryWork:
                     prompts=plan.prompts,
                 )
         self.made += len(wanted)
-        if tracing and probe:
-            tracing.stored(number)
 
     def _decode(self, index: int) -> None:
         """Decode the final latent of a trajectory and publish the picture."""

@@ -228,6 +228,10 @@ class Stage:
         """
         return claim(self.path(f"{unit}.claim"))
 
+    def is_claimed(self, begin: str = "") -> bool:
+        """Whether a living process holds a claim on a unit whose name begins so."""
+        return not _idle(self.folder, f"{begin}*.claim")
+
     def _found(self, inputs: Mapping[str, Any], backend: Mapping[str, Any]) -> None:
         if self.names():
             if self.path(_STAGE).exists():
@@ -280,9 +284,9 @@ def _folder(root: Path, name: str, fingerprint: str) -> Path:
     return root / name / fingerprint[:12]
 
 
-def _idle(folder: Path) -> bool:
-    """Whether no living process holds a claim in the folder."""
-    for path in folder.glob("*.claim"):
+def _idle(folder: Path, pattern: str = "*.claim") -> bool:
+    """Whether no living process holds any of these claims in the folder."""
+    for path in folder.glob(pattern):
         with claim(path) as free:
             if not free:
                 return False
