@@ -20,7 +20,6 @@ def sample_and_trace(
         work = TrajectoryWork(bench, stage, guided, progress)
         pending = work.incomplete_batches()
         bench.require("trajectories", pending)
-        report.reused = plan.trajectories_computed - work.shards_missing
         if pending:
             stage.admit(bench.backend, allow_change=plan.allow_backend_change)
         statistics = None
@@ -29,7 +28,7 @@ def sample_and_trace(
         else:
             progress.start(work.steps_missing)
             work.complete(pending, NoTracing())
-        report.made = work.made
+        report.made, report.reused = work.made, plan.trajectories_computed - work.made
         seal(stage)
         found = trajectory.TrajectorySet(
             stage, count=plan.sampler.num_trajectories, prompts=plan.prompts
@@ -41,13 +40,11 @@ def _trace(bench: Bench, work: TrajectoryWork, pending: list[int]) -> Statistics
     """Stage `statistics`, completing the pending batches of trajectories on the way."""
     with bench.stage("statistics", statistics_inputs(bench.plan)) as (stage, report):
         with StatisticsWork(bench, stage, work) as tracing:
-            missing = list(tracing.missing)
-            bench.require("statistics", missing)
-            report.reused = bench.plan.schedule.num_steps - len(missing)
-            if missing:
+            bench.require("statistics", tracing.missing)
+            if tracing.missing:
                 stage.admit(bench.backend, allow_change=bench.plan.allow_backend_change)
             work.progress.start(work.steps_missing + tracing.steps_to_replay(pending))
             work.complete(pending, tracing)
-            report.made = tracing.made
+            report.made, report.reused = tracing.made, bench.plan.schedule.num_steps - tracing.made
         tracing.seal()
         return Statistics(stage, extent=tracing.extent)

@@ -51,14 +51,13 @@ class TrajectoryWork:
         self.bench, self.plan, self.stage = bench, bench.plan, stage
         self.guided, self.progress = guided, progress
         self.sigmas = self.plan.schedule.sigmas()
-        self.shards_missing = self.steps_missing = self.made = 0
+        self.steps_missing = self.made = 0
 
     def incomplete_batches(self) -> list[int]:
         """Numbers of the batches that lack a valid shard or image."""
-        pending, self.shards_missing, self.steps_missing = [], 0, 0
+        pending, self.steps_missing = [], 0
         for number in range(self.plan.sampler.num_batches):
             shards, pictures = self._missing(number)
-            self.shards_missing += len(shards)
             self.steps_missing += self.plan.schedule.num_steps if shards else 0
             if shards or pictures:
                 pending.append(number)

@@ -1,5 +1,6 @@
 """SIGKILL while activations are traced, then the same command: statistics byte for byte."""
 
+import json
 import random
 import signal
 import subprocess
@@ -8,13 +9,15 @@ import time
 import pytest
 from conftest import command, tree
 
+STEPS, BATCHES = 3, 4
 SETTINGS = (
-    "schedule.num_steps=3",
-    "sampler.num_trajectories=4",
+    f"schedule.num_steps={STEPS}",
+    f"sampler.num_trajectories={BATCHES}",
     "sampler.batch_size=1",
     "sampler.images=false",
     "timestep_selection.count=2",
     "tracer._target_=eager.post_gelu",
+    "model._target_=counted.tiny",
     "tracer.folds=2",
     "stages=[conditioning,trajectories,statistics]",
     "tracking=none",
@@ -31,10 +34,11 @@ MOMENTS = {  # a file whose appearance is the moment of the kill
 
 def start(cwd, *more):
     line, env = command(*SETTINGS, *more)
+    told = {"TAQDIT_PLUGINS": "eager,counted", "TAQDIT_TEST_CALLS": str(cwd / "calls")}
     return subprocess.Popen(
         line,
         cwd=cwd,
-        env={**env, "TAQDIT_PLUGINS": "eager", "TAQDIT_BLAS": "0"},
+        env={**env, **told, "TAQDIT_BLAS": "0"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -109,9 +113,30 @@ def test_traced_while_sampled_replayed_and_extended_are_the_same(tmp_path, refer
     }
 
 
-def test_two_processes_at_once_give_the_same_statistics(tmp_path, reference):
+def forwards(cwd):
+    """How many forwards all processes made in all."""
+    calls = [json.loads(line) for line in (cwd / "calls").read_text().splitlines()]
+    return sum(each["call"] == "forward" for each in calls)
+
+
+@pytest.mark.parametrize("first", [None, "stages=[conditioning,trajectories]"])
+def test_two_processes_at_once_share_the_work(tmp_path, reference, first):
+    """They sample and trace, or replay what is stored: each forward once, the same bytes."""
+    if first:
+        finish(tmp_path, first)
+        (tmp_path / "calls").unlink()
     processes = [start(tmp_path), start(tmp_path)]
     for process in processes:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
+    assert tree(tmp_path / "outputs" / "store") == reference
+    assert forwards(tmp_path) == BATCHES * STEPS
+
+
+def test_what_a_killed_process_held_is_taken_over(tmp_path, reference):
+    """One of two is killed in the midst; the other one ends alone."""
+    processes = [start(tmp_path), start(tmp_path)]
+    assert kill_when(tmp_path, "statistics/*/*_step_0001.safetensors", processes[0])
+    _, errors = processes[1].communicate(timeout=240)
+    assert processes[1].returncode == 0, errors
     assert tree(tmp_path / "outputs" / "store") == reference
