@@ -41,11 +41,19 @@ def sync(arguments: Sequence[str]) -> int:
     return sync(arguments)
 
 
+def dashboard(arguments: Sequence[str]) -> int:
+    """`taqdit dashboard push [--entity E] [--project P]`: a W&B workspace for the runs."""
+    from taqdit.verbs.dashboard import dashboard
+
+    return dashboard(arguments)
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "check": check,
     "rerun": rerun,
     "compare": compare,
     "sync": sync,
+    "dashboard": dashboard,
 }
 
 
@@ -57,6 +65,10 @@ def application(arguments: Sequence[str]) -> int:
         composed = config.compose_config(arguments, with_hydra=True)
         if preset := config.choices(composed.hydra).get("sweep"):
             raise ConfigError(f"sweep={preset} makes several runs; ask for them: taqdit -m ...")
+        if (launcher := composed.hydra.runtime.choices["hydra/launcher"]) != "basic":
+            raise ConfigError(
+                f"hydra/launcher={launcher} is for sweeps, and this is a single run; add -m"
+            )
         config.raise_problems(config.check(config.without_hydra(composed)))
     return run.application()
 

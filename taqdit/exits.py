@@ -27,9 +27,6 @@ def exit_with(command: Callable[[], int]) -> None:
         for text in error.args:
             print(f"taqdit: {text}", file=sys.stderr)
         code = error.exit_code
-    except OSError as error:  # Hydra's own folders; ours come as StorageError
-        print(f"taqdit: {error.strerror or error}: {error.filename}", file=sys.stderr)
-        code = StorageError.exit_code
     except KeyboardInterrupt:
         print("taqdit: interrupted; what is published is kept, run again to go on", file=sys.stderr)
         code = INTERRUPTED
@@ -40,13 +37,16 @@ def exit_with(command: Callable[[], int]) -> None:
 
 
 def _foreign(error: Exception) -> int:
-    """Hydra's complaint becomes one line."""
+    """Hydra's complaint becomes one line, and what the system refused Hydra."""
     from taqdit.config import hydra_complains, one_line
 
-    if not hydra_complains(error):
-        raise error
-    print(f"taqdit: {one_line(error)}", file=sys.stderr)
-    return ConfigError.exit_code
+    if hydra_complains(error):  # some of Hydra's are OSErrors too
+        print(f"taqdit: {one_line(error)}", file=sys.stderr)
+        return ConfigError.exit_code
+    if isinstance(error, OSError):  # Hydra's own folders; ours come as StorageError
+        print(f"taqdit: {error.strerror or error}: {error.filename}", file=sys.stderr)
+        return StorageError.exit_code
+    raise error
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

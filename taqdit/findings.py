@@ -11,10 +11,9 @@ import numpy as np
 from taqdit.activations import Statistics
 from taqdit.analysis.analyse import Analysis, analyse
 from taqdit.analysis.bit_summary import bit_rows
-from taqdit.analysis.compare import step_weights
 from taqdit.analysis.means import known_mean
 from taqdit.analysis.outliers import outlier_rows
-from taqdit.analysis.profile import Profile, profile
+from taqdit.analysis.profile import Profile
 from taqdit.analysis.scores import Scores
 from taqdit.analysis.tables import (
     SCORES,
@@ -42,11 +41,6 @@ from taqdit.store import publish_json
 from taqdit.tracking import Tracker
 
 ANALYSIS = "analysis.json"
-
-
-def profile_of(plan: Plan, statistics: Statistics) -> Profile:
-    """One pass over the histograms, steps weighted as the plan has it."""
-    return profile(statistics, step_weights(statistics.sigmas, plan.analysis.weighting))
 
 
 def analyse_run(

@@ -17,6 +17,7 @@ from taqdit.report import FigureEntry, Picture, Report, SortableTable, render
 from taqdit.store import publish_bytes
 from taqdit.tracking.secrets import mask_secrets
 
+PAGE = "report.html"
 MOST_PICTURES = 36
 _NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 GRID = "image_grid"  # shows the pictures, which the page has one by one
@@ -54,7 +55,7 @@ def write_page(
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(mask_secrets(dict(run["config"])))),
         provenance_json=json.dumps(_provenance(run), indent=2, sort_keys=True),
     )
-    path = folder / "report.html"
+    path = folder / PAGE
     publish_bytes(path, render(report))
     return path
 

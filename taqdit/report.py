@@ -11,8 +11,8 @@ import base64
 import hashlib
 import math
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
@@ -49,8 +49,8 @@ class SortableTable:
     """A table that the reader sorts by a click on a column's head; the first column names the row.
 
     Floats are shown with four significant digits; the whole value is what is sorted by and stands
-    in the tooltip. NaN and None sort last. Raises ValueError if a row's length is not that of
-    `columns`.
+    in the tooltip. NaN and None sort last. `links`: where a text leads, relative to the page.
+    Raises ValueError if a row's length is not that of `columns`.
     """
 
     title: str
@@ -58,6 +58,7 @@ class SortableTable:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     files: tuple[str, ...] = ()
+    links: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for index, row in enumerate(self.rows):
@@ -67,9 +68,12 @@ class SortableTable:
                     f"there are {len(self.columns)} columns"
                 )
 
-    def is_numeric(self, column: int) -> bool:
-        """True if no cell of the column is text."""
-        return not any(isinstance(row[column], str) for row in self.rows)
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Per column, whether none of its cells is text."""
+        words = [{i for i, cell in enumerate(row) if isinstance(cell, str)} for row in self.rows]
+        found = set().union(*words)
+        return tuple(column not in found for column in range(len(self.columns)))
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,10 @@ def render(report: Report) -> bytes:
 
 
 def shown(value: Cell) -> str:
-    """A cell as the reader sees it: floats with four significant digits, integers in full."""
+    """A cell as the reader sees it: floats with four significant digits, integers in full.
+
+    A float that is exact with three digits, as a setting is, has no zeros behind it: 1.5.
+    """
     if value is None:
         return "–"
     if isinstance(value, str):
@@ -135,7 +142,9 @@ def shown(value: Cell) -> str:
     mantissa, exponent = f"{number:.3e}".split("e")
     if not -4 < int(exponent) < 6:
         return f"{mantissa}e{int(exponent)}"
-    return f"{float(f'{number:.3e}'):,.{max(0, 3 - int(exponent))}f}"
+    text = f"{float(f'{number:.3e}'):,.{max(0, 3 - int(exponent))}f}"
+    exact = "." in text and float(f"{number:.2e}") == number
+    return text.rstrip("0").rstrip(".") if exact else text
 
 
 def whole(value: float | int) -> str:
@@ -145,10 +154,13 @@ def whole(value: float | int) -> str:
     return repr(float(value)).replace("inf", "Infinity").replace("nan", "NaN")
 
 
-def cell_attributes(value: Cell) -> dict[str, str]:
-    """HTML attributes of a cell: how it looks, and a number's whole value to sort by."""
+def cell_attributes(value: Cell, numeric: bool = True) -> dict[str, str]:
+    """HTML attributes of a cell: how it looks, and a number's whole value to sort by.
+
+    In a `numeric` column the sign for no value stands where the numbers do.
+    """
     if value is None:
-        return {"class": "number none"}
+        return {"class": "number none" if numeric else "none"}
     if isinstance(value, str):
         return {"class": "long"} if len(value) > LONG else {}
     attributes = {"class": "number", "data-value": whole(value)}

@@ -62,8 +62,10 @@ def application() -> int:
         app()
     except sweeping.Refused as refused:
         raise refused.error from None
-    except Exception:
+    except Exception as error:
         _tell_failures()  # a launcher broke: say what the jobs left
+        if (told := configuration.gave_up(error)) is not None:
+            raise TaqditError(told) from error
         raise
     found = failure or (sweeping.report.error if sweeping.report else None)
     if found is not None:

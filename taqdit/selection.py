@@ -141,6 +141,15 @@ class Evidence:
             self._found[key] = tuple(choose())
         return self._found[key]
 
+    @property
+    def choices(self) -> dict[Hashable, tuple[int, ...]]:
+        """What `once` has been asked for so far: steps by key."""
+        return dict(self._found)
+
+    def recall(self, choices: Mapping[Hashable, tuple[int, ...]]) -> None:
+        """Take over choices that were made from this very evidence."""
+        self._found.update(choices)
+
 
 def needs_evidence(rule: Callable[..., Any]) -> bool:
     """Whether a rule, bound or not, takes a keyword argument `evidence`."""

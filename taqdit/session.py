@@ -12,14 +12,13 @@ from typing import Any
 
 from taqdit import preflight, record
 from taqdit.activations import Statistics
-from taqdit.analysis.profile import Profile
 from taqdit.calibration import CalibrationSet, import_npz
 from taqdit.delivery import Delivery
 from taqdit.errors import StorageError, TaqditError
 from taqdit.exports import open_statistics
 from taqdit.figures import run_figures
 from taqdit.figures.latents import chosen_steps
-from taqdit.findings import Findings, analyse_run, profile_of
+from taqdit.findings import Findings, analyse_run
 from taqdit.plan import (
     Plan,
     conditioning_inputs,
@@ -30,7 +29,14 @@ from taqdit.plan import (
 from taqdit.progress import Progress
 from taqdit.selection import bound, needs_evidence
 from taqdit.showing import Showing
-from taqdit.stages import Bench, encode_prompts, sample_and_trace, weight_inputs, weight_table
+from taqdit.stages import (
+    Bench,
+    KeptAnalysis,
+    encode_prompts,
+    sample_and_trace,
+    weight_inputs,
+    weight_table,
+)
 from taqdit.store import make_folder, publish_json, sha256_file
 from taqdit.tracking import Tracker
 from taqdit.tracking.groups import run_date, sweep_group
@@ -172,7 +178,8 @@ class Session:
             )
         deliver = Delivery(plan, self.folder, self.tracker)
         deliver.lineage(trajectories, statistics)
-        profile = self._select(statistics)
+        kept = None if statistics is None else KeptAnalysis(self.bench, statistics)
+        self._select(kept)
         plan = self.plan
         if "calibration" in asked:
             points = CalibrationSet(
@@ -189,7 +196,7 @@ class Session:
         if asked & {"figures", "report"}:
             show.trajectories(trajectories)
         if self._analyses:
-            self._analyse(statistics, profile, show, deliver)
+            self._analyse(statistics, kept, show, deliver)
         if asked & TRACED:
             show.statistics(statistics, chosen)
         if stored:
@@ -198,26 +205,25 @@ class Session:
             deliver.exports(statistics, versions=self.document["versions"])
         self._report(show, deliver, trajectories)
 
-    def _select(self, statistics: Statistics | None) -> Profile | None:
-        """Show the statistics to a selection rule that needs them; what was read on the way."""
-        if statistics is None or not needs_evidence(self.plan.select):
-            return None
-        profile = profile_of(self.plan, statistics)
-        self.plan = replace(self.plan, select=bound(self.plan.select, profile.evidence))
-        return profile
+    def _select(self, kept: KeptAnalysis | None) -> None:
+        """Show the statistics to a selection rule that needs them."""
+        if kept is not None and needs_evidence(self.plan.select):
+            evidence = kept.profile.evidence
+            self.plan = replace(self.plan, select=bound(self.plan.select, evidence))
 
     def _analyse(
         self,
         statistics: Statistics | None,
-        profile: Profile | None,
+        kept: KeptAnalysis | None,
         show: Showing,
         deliver: Delivery,
     ) -> None:
-        if statistics is None:
+        if statistics is None or kept is None:
             log.info("nothing was traced, so there is nothing to analyse")
             return
         weights = weight_table(self.bench) if "weights" in self.plan.stages else None
-        analysis = analyse_run(self.plan, statistics, weights=weights, known=profile)
+        analysis = analyse_run(self.plan, statistics, weights=weights, known=kept.profile)
+        kept.keep_choices()
         self._show(Findings(analysis), show, deliver)
 
     def _show(self, findings: Findings, show: Showing, deliver: Delivery) -> None:

@@ -55,7 +55,8 @@ class SweepReport(configuration.Callback):
         report = self
         try:
             self.jobs = configuration.sweep_jobs(config)
-            configuration.raise_problems(problems_of(self.jobs or []))
+            found = [*configuration.launcher_problems(config), *problems_of(self.jobs or [])]
+            configuration.raise_problems(found)
         except Exception as error:
             raise Refused(error) from error
 
@@ -69,17 +70,22 @@ class SweepReport(configuration.Callback):
             self._compare(folders, into)
 
     def _compare(self, folders: Sequence[Path], into: Path) -> None:
-        """Write the page. A failure of it comes after those of the jobs and hides none."""
+        """Write the page, then track what it says. A failure of either hides none of the jobs'."""
+        what = "the jobs are not compared"
         try:
-            from taqdit.comparison import compare
+            from taqdit.comparison import compare, track
 
-            compare(folders, into)
+            found = compare(folders, into)
             print(f"comparison    {into / 'comparison.html'}", flush=True)
+            what = "the comparison is not tracked"
+            if tracked := track(found):
+                print(f"{'tracking':<14}{tracked}", flush=True)
         except Exception as error:
             if not isinstance(error, TaqditError):
                 traceback.print_exc()  # a fault of ours
-            kind, texts = type(self.error or TaqditError()), self.error.args if self.error else ()
-            self.error = kind(*texts, f"the jobs are not compared: {error}")
+            kind, texts = type(self.error or error), self.error.args if self.error else ()
+            kind = kind if issubclass(kind, TaqditError) else TaqditError
+            self.error = kind(*texts, f"{what}: {error}")
 
 
 def _found(into: Path) -> list[SweepJob]:

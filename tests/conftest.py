@@ -1,12 +1,16 @@
 """Shared by all tests: no network, no credentials, a private folder to write into."""
 
+import atexit
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "TAQDIT_PLUGINS"):
     os.environ.pop(name, None)
@@ -14,6 +18,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 
 ROOT = Path(__file__).resolve().parent.parent
+
+settings.register_profile("taqdit", deadline=None)  # a busy machine is no reason to fail
+settings.load_profile("taqdit")
+
+if sys.dont_write_bytecode:
+    # Hundreds of processes would compile every module anew, each for longer than the rest of its
+    # start takes. Nothing is written beside the modules.
+    sys.dont_write_bytecode, sys.pycache_prefix = False, tempfile.mkdtemp(prefix="taqdit-bytecode-")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    atexit.register(shutil.rmtree, sys.pycache_prefix, ignore_errors=True)
+
+# Tests that run side by side (pytest -n) share the processors: their matrix products too.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if _workers > 1:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +72,20 @@ def command(*arguments, plugins=True):
     return [sys.executable, "-m", "taqdit.cli", *arguments], env
 
 
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A headless Chromium (tests/browser.py); skips where there is none."""
+    from browser import opened
+
+    with opened(tmp_path_factory.mktemp("browser")) as found:
+        yield found
+
+
 @pytest.fixture
 def taqdit(tmp_path):
     """Runs the command in a private folder: `taqdit("check", "sampler.seed=1")`."""
 
-    def run(*arguments, timeout=120, cwd=tmp_path, **environment):
+    def run(*arguments, timeout=300, cwd=tmp_path, **environment):
         line, env = command(*arguments)
         return subprocess.run(
             line,

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "taqdit"
 LEVELS = {
     -1: ("errors",),  # open to all
-    0: ("backend", "store", "typecheck", "progress"),
+    0: ("backend", "store", "typecheck", "progress", "source"),
     1: (
         *("schedule", "sampler", "selection", "subset", "arguments", "archive", "prompts"),
         *("images", "statistics", "quantizer"),
@@ -33,6 +33,7 @@ ONLY = {  # a foreign library and the one module that may import it
     "transformers": {"models"},
     "torch": {"models"},
     "wandb": {"tracking"},
+    "wandb_workspaces": {"tracking"},
     "matplotlib": {"plots"},
     "jinja2": {"report"},
     "scipy": {"analysis"},

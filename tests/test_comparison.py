@@ -7,12 +7,14 @@ import math
 import random
 import shutil
 
+import numpy as np
 import pytest
 from conftest import tree
 
 import taqdit as package
 from taqdit import comparison
-from taqdit.comparison import compare, read
+from taqdit.comparison import compare, drawings, read
+from taqdit.comparison.table import table
 from taqdit.comparison.verdict import Pair
 from taqdit.errors import InputError
 
@@ -270,6 +272,45 @@ def test_many_selections_are_set_against_the_best(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_all_sets_together_are_judged_first_at_every_width(four, tmp_path):
+    found = compare(four, tmp_path / "into")
+    assert list(found.verdict) == ["all together", "cfg_scale=1.5", "cfg_scale=4"]
+    names = "dense_middle and paper_uniform"
+    assert found.verdict["all together"] == [
+        "lowest loss at 8 bits: paper_uniform in 1, dense_middle in 1 of 2 sets of trajectories",
+        *(
+            f"{bits} bits: {names} differ beyond their interval in 1 of 2 sets;"
+            " dense_middle is better at cfg_scale=4"
+            for bits in (8, 6, 4)
+        ),
+    ]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_all_sets_together_say_where_nobody_is_told_apart_and_count_ties(tmp_path):
+    cells = [(rule, cfg, 0.1) for cfg in (1.0, 2.0, 3.0) for rule in ("a", "b")]
+    cells[-1] = ("b", 3.0, 0.11)
+    runs = [made(tmp_path / f"{rule}{cfg}", rule=rule, cfg=cfg, loss=loss)
+            for rule, cfg, loss in cells]  # fmt: skip
+    verdict = compare(runs, tmp_path / "into").verdict
+    first, second, *_ = verdict["all together"]
+    assert first.endswith(": a in 3, b in 2 of 3 sets of trajectories; a tie counts for each")
+    assert second == "8 bits: a and b do not differ beyond their interval in any of 3 sets"
+    assert "loses 0.100 dB [0.080, 0.120] at k = 12, and so does b" in verdict["cfg_scale=1"][0]
+    assert "and so" not in verdict["cfg_scale=3"][0]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_many_pairs_on_several_sets_are_counted(tmp_path):
+    runs = [made(tmp_path / f"{rule}{cfg}", rule=rule, cfg=cfg, loss=0.1 + place)
+            for cfg in (1.0, 2.0) for place, rule in enumerate("abcd")]  # fmt: skip
+    lines = compare(runs, tmp_path / "into").verdict["all together"]
+    assert lines[1:] == [
+        f"{bits} bits: of all 12 pairs 12 differ beyond their interval" for bits in (8, 6, 4)
+    ]
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_budgets_that_differ_are_said(tmp_path):
     runs = [made(tmp_path / "a", rule="a", points=8.0), made(tmp_path / "b", rule="b", points=12.0)]
     (lines,) = compare(runs, tmp_path / "into").verdict.values()
@@ -370,6 +411,9 @@ def test_loss_is_drawn_against_guidance_only_where_it_varies(four, tmp_path):
     assert (tmp_path / "into" / "figures" / "comparison_loss_cfg_scale.png").exists()
     assert not (tmp_path / "into" / "figures" / "comparison_loss_num_steps.png").exists()
     with (tmp_path / "into" / "figures" / "comparison_loss_cfg_scale.csv").open() as file:
+        widths = [(r["loss_6bit_db"], r["loss_4bit_db"]) for r in csv.DictReader(file)]
+        assert widths[-1] == ("0.25", "0.125")
+        file.seek(0)
         rows = [(r["selection"], r["CFG scale"], r["loss_8bit_db"]) for r in csv.DictReader(file)]
     assert rows == [
         ("dense_middle", "1.5", "0.11"),
@@ -377,6 +421,29 @@ def test_loss_is_drawn_against_guidance_only_where_it_varies(four, tmp_path):
         ("paper_uniform", "1.5", "0.1"),
         ("paper_uniform", "4.0", "0.5"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("sets", "shown", "said"),
+    [(3, [0, 1, 2], "all 3 sets"), (9, [0, 2, 3, 5, 6, 8], "6 of 9 sets")],
+)
+def test_of_many_sets_pictures_are_shown_from_first_to_last(
+    tmp_path, monkeypatch, sets, shown, said
+):
+    """Or the sets of the last CFG scale would not be seen at all."""
+    runs = [made(tmp_path / str(cfg), cfg=float(cfg)) for cfg in range(1, sets + 1)]
+    for run in runs:
+        record = json.loads((run / "run.json").read_text())
+        record["config"]["sampler"]["images"] = True
+        (run / "run.json").write_text(json.dumps(record))
+    grey = np.full((4, 4, 3), 128, np.uint8)
+    monkeypatch.setattr(drawings, "_column", lambda row: drawings._Column(row.name, ["p"], [grey]))
+    _, rows = table([read(run) for run in runs])
+    drawn = {each.name: each for each in drawings.store_drawings([], rows, [])}
+    pictures = drawn["comparison_pictures"]
+    assert said in pictures.title
+    _, numbers = pictures.draw()
+    assert numbers["set"] == [rows[place].name for place in shown]
 
 
 @pytest.fixture(scope="module")
@@ -431,4 +498,4 @@ def test_comparing_real_runs_again_gives_the_same_bytes(real, tmp_path):
 
 
 def test_comparison_is_what_others_import():
-    assert comparison.__all__ == ["Comparison", "RunResult", "compare", "read"]
+    assert comparison.__all__ == ["Comparison", "RunResult", "compare", "read", "track"]

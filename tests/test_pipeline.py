@@ -33,9 +33,22 @@ def summary_of(done, folder):
     return json.loads(paths[-1].read_text())
 
 
-def test_the_default_command_in_small(taqdit, tmp_path):
-    """`taqdit` on the embedded model: summary, sealed store, pictures, figures, npz, W&B file."""
-    summary = summary_of(taqdit(*TINY), tmp_path)
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Summary and working folder of the default command in small, on the embedded model."""
+    folder = tmp_path_factory.mktemp("small")
+    line, env = command(*TINY)
+    env |= {"HOME": str(folder), "WANDB_DIR": str(folder)}
+    done = subprocess.run(
+        line, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    return summary_of(done, folder), folder
+
+
+def test_the_default_command_in_small(small):
+    """Summary, sealed store, pictures, figures, npz."""
+    summary, folder = small
+    run = one(folder, "outputs/runs/*/*")
     assert summary["status"] == "ok"
     assert [(s["name"], s["made"], s["reused"]) for s in summary["stages"]] == [
         ("conditioning", 3, 0),
@@ -43,14 +56,13 @@ def test_the_default_command_in_small(taqdit, tmp_path):
         ("statistics", 4, 0),
         ("weights", 89, 0),
     ]
-    folder = tmp_path / "outputs" / "store" / summary["stages"][1]["folder"]
+    folder = folder / "outputs" / "store" / summary["stages"][1]["folder"]
     names = sorted(path.name for path in folder.iterdir())
     shards = ["000000.png", "000000.safetensors", "000001.png", "000001.safetensors"]
     assert names == [*shards, "SEALED.json", "stage.json"]
     shard = read_shard(folder / "000001.safetensors", kind="trajectory")
     assert shard.tensors["latents"].shape == (5, 8, 8, 16)
     assert shard.metadata["seed"] == 1
-    run = one(tmp_path, "outputs/runs/*/*")
     with np.load(run / "calibration.npz", allow_pickle=False) as npz:
         assert npz["xs"].shape == (4, 8, 8, 16)
         assert npz["prompts"].dtype.kind == "U"
@@ -74,13 +86,13 @@ def test_the_default_command_in_small(taqdit, tmp_path):
     assert len(rows) == 1 + summary["statistics"]["sites"] == 48
 
 
-def test_the_wandb_file_holds_the_curves(taqdit, tmp_path):
+def test_the_wandb_file_holds_the_curves(small):
     """Offline by default; the rows in it are the latents' statistics, and the local log agrees."""
-    summary = summary_of(taqdit(*TINY), tmp_path)
-    folder = tmp_path / "outputs" / "store" / summary["stages"][1]["folder"]
-    shards = [read_shard(folder / f"00000{i}.safetensors").tensors for i in range(2)]
+    summary, folder = small
+    stage = folder / "outputs" / "store" / summary["stages"][1]["folder"]
+    shards = [read_shard(stage / f"00000{i}.safetensors").tensors for i in range(2)]
     latents = np.stack([shard["latents"] for shard in shards]).astype(np.float64)
-    found = read_run(one(tmp_path, "outputs/runs/*/*"))
+    found = read_run(one(folder, "outputs/runs/*/*"))
     curve = [row for row in found.history if "latent/std" in row]
     assert [row["step"] for row in curve] == [0, 1, 2, 3, 4]
     np.testing.assert_allclose([r["sigma"] for r in curve], shards[0]["sigmas"], rtol=1e-6)
@@ -389,7 +401,8 @@ try:
     dispatch(sys.argv[1:])
 except BaseException as error:
     print(type(error).__name__)
-heavy = {{"diffusionkit", "transformers", "wandb", "matplotlib", "torch"}} & set(sys.modules)
+heavy = {{"diffusionkit", "transformers", "wandb", "matplotlib", "torch", "scipy"}}
+heavy &= set(sys.modules)
 sys.exit(f"imported {{heavy}}" if heavy else 0)
 """
 

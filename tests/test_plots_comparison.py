@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 
 from taqdit.plots import comparison as plots
+from taqdit.plots.pictures import picture_table, picture_table_table
 from taqdit.plots.style import rendered
 
 NAN = float("nan")
@@ -18,10 +19,18 @@ def row(group, name, loss, half=0.1):
 
 
 ROWS = [row("cfg=1", "a", 0.4), row("cfg=1", "b", 0.05), row("cfg=2", "a", 0.2, NAN)]
+
+
+def line(panel, name, x, loss, half):
+    """Losses at 8 bits, half of them at 6, a quarter at 4."""
+    widths = np.array([1.0, 0.5, 0.25])
+    return plots.LossLine(panel, name, np.array(x), np.outer(loss, widths), np.outer(half, widths))
+
+
 LINES = [
-    plots.LossLine("steps=20", "a", np.array([1.0, 4.0]), np.array([0.3, 0.5]), np.full(2, 0.1)),
-    plots.LossLine("steps=20", "b", np.array([1.0, 4.0]), np.array([0.2, 0.4]), np.full(2, 0.9)),
-    plots.LossLine("steps=50", "a", np.array([4.0]), np.array([0.1]), np.array([NAN])),
+    line("steps=20", "a", [1.0, 4.0], [0.3, 0.5], [0.1, 0.1]),
+    line("steps=20", "b", [1.0, 4.0], [0.2, 0.4], [0.9, 0.9]),
+    line("steps=50", "a", [4.0], [0.1], [NAN]),
 ]
 
 
@@ -73,19 +82,50 @@ def test_without_groups_there_are_no_titles():
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
 
 
-def test_losses_against_a_setting_have_a_panel_per_rest_and_a_line_per_selection():
+def test_losses_against_a_setting_have_a_row_per_width_and_a_column_per_rest():
     figure = drawn(plots.loss_against(LINES, "CFG scale"))
-    panels = {axis.get_title(loc="left"): axis for axis in figure.axes}
-    assert list(panels) == ["steps=20", "steps=50"]
-    lines = panels["steps=20"].lines
-    assert [line.get_ydata().tolist() for line in lines] == [[0.3, 0.5], [0.2, 0.4]]
-    assert [np.round(line.get_xdata(), 1).tolist() for line in lines] == [[1.0, 4.0]] * 2
-    assert lines[0].get_xdata()[0] != lines[1].get_xdata()[0]  # set apart, or one hides the other
-    assert panels["steps=50"].lines[0].get_color() == lines[0].get_color()
-    ends = [part[1, 1] for part in segments(panels["steps=20"])]
-    assert ends == pytest.approx([0.4, 0.6, 1.1, 1.3])
-    assert min(part[0, 1] for part in segments(panels["steps=20"])) == 0
+    axes = np.array(figure.axes).reshape(3, 2)
+    assert [axis.get_title(loc="left") for axis in axes[0]] == ["steps=20", "steps=50"]
+    assert [axis.get_ylabel() for axis in axes[:, 0]] == ["8 bits", "6 bits", "4 bits"]
+    for axis, factor in zip(axes[:, 0], (1.0, 0.5, 0.25), strict=True):
+        losses = [each.get_ydata() / factor for each in axis.lines]
+        assert np.allclose(losses, [[0.3, 0.5], [0.2, 0.4]])
+        ends = [part[1, 1] / factor for part in segments(axis)]
+        assert ends == pytest.approx([0.4, 0.6, 1.1, 1.3])
+        assert min(part[0, 1] for part in segments(axis)) == 0
+        assert axis.get_ylim() == pytest.approx((0, 1.05 * 1.3 * factor))
+    assert [axis.get_ylim() for axis in axes[:, 1]] == [axis.get_ylim() for axis in axes[:, 0]]
+    first, second = axes[0, 0].lines
+    assert np.round(first.get_xdata(), 1).tolist() == [1.0, 4.0]
+    assert first.get_xdata()[0] != second.get_xdata()[0]  # set apart, or one hides the other
+    assert axes[0, 1].lines[0].get_color() == first.get_color()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+
+
+def test_many_panels_go_on_below():
+    figure = drawn(plots.loss_against([line(str(i), "a", [1, 2], [i, i], [0, 0]) for i in range(5)],
+                                      "CFG scale"))  # fmt: skip
+    shown = np.array(figure.axes).reshape(6, 3)
+    titles = [axis.get_title(loc="left") for axis in shown.ravel() if axis.get_title(loc="left")]
+    assert titles == ["0", "1", "2", "3", "4"]
+    assert shown[3, 1].lines[0].get_ydata().tolist() == [4, 4]
+    assert [len(axis.lines) for axis in shown[:, 2]] == [1, 1, 1, 0, 0, 0]
+    assert not any(axis.axison for axis in shown[3:, 2])
+    assert figure.get_figheight() <= plots.TALL
+
+
+def test_sets_share_a_colour_by_their_first_setting_and_a_dash_by_the_rest():
+    times = np.array([1000.0, 10.0])
+    names = [f"cfg={a}, steps={b}" for a in (1, 4) for b in (20, 50)]
+    curves = [plots.RangeCurve(name, times, times) for name in names]
+    looks = [(each.get_color(), each.get_linestyle())
+             for each in drawn(plots.ranges_over_time(curves, [])).axes[0].lines]  # fmt: skip
+    colours, dashes = zip(*looks, strict=True)
+    assert colours[0] == colours[1] != colours[2] == colours[3]
+    assert dashes[0] == dashes[2] != dashes[1] == dashes[3]
+    many = [plots.RangeCurve(f"cfg=1, steps={n}", times, times) for n in range(6)]
+    lines = drawn(plots.ranges_over_time(many, [])).axes[0].lines
+    assert len({(each.get_color(), each.get_linestyle()) for each in lines}) == 6
 
 
 def test_ranges_have_a_line_per_set_and_a_row_of_ticks_per_selection():
@@ -104,7 +144,7 @@ def test_ranges_have_a_line_per_set_and_a_row_of_ticks_per_selection():
 
 def test_pictures_stand_where_their_set_and_prompt_say():
     red, blue = (np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
-    figure = drawn(plots.picture_table([[red, blue], [blue, None]], ["A", "$x"], ["p", "q"]))
+    figure = drawn(picture_table([[red, blue], [blue, None]], ["A", "$x"], ["p", "q"]))
     shown = [[image.get_array()[0, 0].tolist() for image in axis.images] for axis in figure.axes]
     assert shown == [[[255, 0, 0]], [[0, 0, 255]], [[0, 0, 255]], []]
     assert [axis.get_title() for axis in figure.axes[:2]] == ["A", "$x"]
@@ -115,7 +155,7 @@ def test_pictures_stand_where_their_set_and_prompt_say():
 def test_no_prompt_is_cut(columns):
     text = "a large green triangle at the bottom on a brown background"
     grey = np.full((4, 4, 3), 128, np.uint8)
-    figure = drawn(plots.picture_table([[grey] * columns], ["cfg_scale=1.5"] * columns, [text]))
+    figure = drawn(picture_table([[grey] * columns], ["cfg_scale=1.5"] * columns, [text]))
     box = figure.axes[0].yaxis.label.get_window_extent()
     assert box.x0 >= 0
     titles = [axis.title.get_window_extent() for axis in figure.axes]
@@ -129,11 +169,13 @@ def test_tables_hold_what_is_drawn():
     table = plots.loss_against_table(LINES, "CFG scale")
     assert table["CFG scale"] == [1.0, 4.0, 1.0, 4.0, 4.0]
     assert table["loss_8bit_db"] == [0.3, 0.5, 0.2, 0.4, 0.1]
+    assert table["loss_4bit_db"] == [0.075, 0.125, 0.05, 0.1, 0.025]
+    assert table["half_width_6bit_db"][:4] == [0.05, 0.05, 0.45, 0.45]
     curve = plots.RangeCurve("c", np.array([2.0, 1.0]), np.array([5.0, 6.0]))
     table = plots.ranges_over_time_table([curve], [plots.Ticks("a", np.array([1.0]))])
     assert table["kind"] == ["range", "range", "selected"]
     assert table["timestep"] == [2.0, 1.0, 1.0]
-    table = plots.picture_table_table(["A", "B"], ["p", "q"])
+    table = picture_table_table(["A", "B"], ["p", "q"])
     assert list(zip(*table.values(), strict=True))[1] == ("B", "p")
 
 

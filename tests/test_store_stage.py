@@ -50,6 +50,18 @@ def test_a_new_stage_says_what_it_is(tmp_path):
     assert (stage.names(), stage.seal_list, stage.moved_aside) == ([], None, [])
 
 
+def test_sealing_clears_what_dead_writers_left(tmp_path):
+    """One that died after the stage was opened by another, too; not what a living one holds."""
+    stage = open_stage(tmp_path)
+    put(stage)
+    for left in (".unit.safetensors.1.tmp", "batch-000000.claim"):
+        stage.path(left).write_bytes(b"x")
+    with stage.claim("batch-000001"):
+        stage.seal()
+        assert stage.path("batch-000001.claim").exists()
+    assert not [name for name in names(stage.folder) if name.endswith((".tmp", ".claim"))]
+
+
 def test_open_and_find_the_same_stage(tmp_path):
     assert Stage.find(tmp_path, "trajectories", FINGERPRINT) is None
     assert names(tmp_path) == []

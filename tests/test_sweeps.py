@@ -44,7 +44,7 @@ module = types.ModuleType("taqdit.comparison")
 def compare(folders, into):
     print("COMPARED", *(folder.name for folder in folders), "INTO", into)
     {then}
-module.compare = compare
+module.compare, module.track = compare, lambda found: ""
 sys.modules["taqdit.comparison"] = module
 from taqdit.cli import main
 main()
@@ -116,10 +116,17 @@ def test_a_job_knows_its_folder(tmp_path):
     assert [job.folder.name for job in named] == ["seed_1", "seed_2"]
 
 
-def test_a_preset_of_a_sweep_is_no_single_run(taqdit, tmp_path):
-    done = taqdit("sweep=selection")
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sweep=selection", "makes several runs; ask for them: taqdit -m ..."),
+        ("hydra/launcher=parallel", "is for sweeps, and this is a single run; add -m"),
+    ],
+)
+def test_what_is_for_a_sweep_is_no_single_run(taqdit, tmp_path, override, words):
+    done = taqdit(override)
     assert done.returncode == 2
-    assert told(done) == ["taqdit: sweep=selection makes several runs; ask for them: taqdit -m ..."]
+    assert told(done) == [f"taqdit: {override} {words}"]
     assert not (tmp_path / "outputs").exists()
 
 

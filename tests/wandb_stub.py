@@ -5,8 +5,9 @@
 
 The server listens on the loopback interface and does just enough for real online runs. It keeps
 what arrives: `history` rows, `config`, `artifacts`, which of them were `used`, uploaded `files`,
-`exit_codes`. With `refuse=True` it knows no artifact that a run wants to use; with
-`stall=True` it accepts a run, then never answers its data: an outage in mid-run.
+`exit_codes`, the `runs` with what they said of themselves and their `summaries`, and the `views`
+of its one `project`. With `refuse=True` it knows no artifact that a run wants to use and takes no
+view; with `stall=True` it accepts a run, then never answers its data: an outage in mid-run.
 """
 
 import gzip
@@ -29,6 +30,7 @@ class Server:
         self.history, self.artifacts, self.operations = [], [], []
         self.files, self.config, self.exit_codes = {}, {}, []
         self.used, self.refuse, self._lock = [], refuse, threading.Lock()
+        self.runs, self.summaries, self.views, self.project = {}, {}, [], "taqdit"
         self.stall, self.released = stall, threading.Event()
         handler = type("Handler", (_Handler,), {"server_state": self})
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -75,7 +77,33 @@ class Server:
         who = {"id": "u1", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": teams}
         return {"viewer": who}
 
+    def _GetDefaultEntity(self, given):
+        return {"viewer": {"id": "u1", "entity": ENTITY}}
+
+    def _ProjectViews(self, given):
+        if (given["entity"], given["project"]) != (ENTITY, self.project):
+            return {"project": None}
+        edges = [{"node": {k: view[k] for k in view if k != "spec"}} for view in self.views]
+        return {"project": {"allViews": {"edges": edges}}}
+
+    def _UpsertView2(self, given):
+        """As W&B does it: one with an id is replaced, any other is new."""
+        if self.refuse:
+            raise PermissionError("permission denied")
+        if given.get("id"):
+            (view,) = [view for view in self.views if view["id"] == given["id"]]
+        else:
+            view = {"id": f"v{len(self.views)}"}
+            self.views.append(view)
+        view |= {"name": given["name"], "displayName": given["displayName"]}
+        view["spec"] = json.loads(given["spec"])
+        made = {"id": view["id"], "name": view["name"]}
+        return {"upsertView": {"view": made, "inserted": not given.get("id")}}
+
     def _UpsertBucket(self, given):
+        if given.get("name"):
+            said = {key: value for key, value in given.items() if value is not None}
+            self.runs[given["name"]] = self.runs.get(given["name"], {}) | said
         if given.get("config"):
             self.config = json.loads(given["config"])
         project = {"name": given.get("project") or "p", "entity": {"name": ENTITY}}
@@ -137,11 +165,13 @@ class Server:
     def _ArtifactType(self, given):
         return {"project": {"artifact": None}}
 
-    def stream(self, body):
+    def stream(self, body, run=""):
         """One chunk of a run's file stream."""
         for name, part in (body.get("files") or {}).items():
             if name == "wandb-history.jsonl":
                 self.history += [json.loads(line) for line in part["content"]]
+            if name == "wandb-summary.json" and part["content"]:
+                self.summaries[run] = json.loads(part["content"][-1])
         if body.get("complete"):
             self.exit_codes.append(body.get("exitcode"))
 
@@ -153,16 +183,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self._body()
         if self.path.endswith("/graphql"):
-            self._reply(
-                {"data": self.server_state.answer(body["query"], body.get("variables") or {})}
-            )
+            self._reply(self._answered(body["query"], body.get("variables") or {}))
         elif self.path.endswith("/file_stream"):
             if self.server_state.stall:
                 self.server_state.released.wait(60)
-            self.server_state.stream(body)
+            self.server_state.stream(body, self.path.split("/")[-2])
             self._reply({"exitcode": None, "limits": {}})
         else:
             self._reply({})
+
+    def _answered(self, query, variables):
+        try:
+            return {"data": self.server_state.answer(query, variables)}
+        except PermissionError as error:
+            return {"data": None, "errors": [{"message": str(error)}]}
 
     def do_PUT(self):
         name = self.path.removeprefix("/storage/")

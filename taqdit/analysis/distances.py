@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import rel_entr
 
 
 def wasserstein(
@@ -28,6 +27,8 @@ def wasserstein(
 def jensen_shannon(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Jensen-Shannon distance (..) in [0, 1]: the root of the divergence to base 2 (Lin, 1991;
     Endres & Schindelin, 2003), of the masses (.., k) on shared bins."""
+    from scipy.special import rel_entr  # slow to import: only where it is needed
+
     p, q = _scaled(one), _scaled(other)
     middle = (p + q) / 2
     divergence = (rel_entr(p, middle) + rel_entr(q, middle)).sum(axis=-1) / 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 DRAWS = 200
@@ -34,5 +33,7 @@ def half_width(replicates: np.ndarray, folds: int) -> np.ndarray:
     """
     if folds < 2 or not len(replicates):
         return np.full(np.shape(replicates)[1:], np.nan)
+    from scipy.special import stdtrit  # slow to import: only where it is needed
+
     error = np.std(replicates, axis=0) * np.sqrt(folds / (folds - 1))
     return np.asarray(stdtrit(folds - 1, (1 + CONFIDENCE) / 2) * error)

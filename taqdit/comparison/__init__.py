@@ -8,7 +8,7 @@ rows too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from taqdit.comparison.drawings import loss_drawings, store_drawings
 from taqdit.comparison.page import CSV, failures, page, pairs_table, runs_table
 from taqdit.comparison.result import RunResult, read
 from taqdit.comparison.table import Group, Row, comparable, groups, table
-from taqdit.comparison.verdict import CRITERION, MARKS, Pair, pairs, words
+from taqdit.comparison.tracked import track
+from taqdit.comparison.verdict import CRITERION, MARKS, Pair, overall, pairs, words
 from taqdit.errors import InputError
 from taqdit.figures import Drawn, save_all
 from taqdit.plots.style import publish_csv
@@ -24,16 +25,18 @@ from taqdit.report import SortableTable, render
 from taqdit.store import make_folder, publish_bytes, publish_json
 from taqdit.tracking import Tracker
 
-__all__ = ["Comparison", "RunResult", "compare", "read"]
+__all__ = ["Comparison", "RunResult", "compare", "read", "track"]
 
 JSON, HTML = "comparison.json", "comparison.html"
+EVERY = "all together"  # topic of the verdict on all sets
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What was found: `keys`, the settings in which the runs differ; a row per run, sorted by
     them; `verdict`, topic -> lines; `pairs` of selections on the same trajectories; `failures`, a
-    line per run that did not end well; `page`, where comparison.html lies."""
+    line per run that did not end well; `page`, where comparison.html lies. `runs` and `paired` are
+    the page's tables (None where there is no pair), `drawn` its figures."""
 
     folder: Path
     keys: tuple[str, ...]
@@ -41,6 +44,9 @@ class Comparison:
     verdict: dict[str, list[str]]
     pairs: tuple[Pair, ...]
     failures: tuple[str, ...]
+    runs: SortableTable
+    paired: SortableTable | None
+    drawn: tuple[Drawn, ...] = ()
 
     @property
     def page(self) -> Path:
@@ -58,15 +64,26 @@ def compare(folders: Sequence[str | Path], into: str | Path) -> Comparison:
     keys, rows = table([read(folder) for folder in found])
     sets = groups(rows)
     paired = {group.title: pairs(group) for group in sets}
-    verdict = {group.title or "selections": words(group, paired[group.title]) for group in sets}
     every = tuple(pair for each in paired.values() for pair in each)
-    result = Comparison(into, tuple(keys), tuple(rows), verdict, every, tuple(failures(rows, into)))
+    result = Comparison(
+        into,
+        tuple(keys),
+        tuple(rows),
+        {
+            **({EVERY: overall(sets)} if len(sets) > 1 else {}),
+            **{group.title or "selections": words(group, paired[group.title]) for group in sets},
+        },
+        every,
+        tuple(failures(rows, into)),
+        runs=runs_table(rows, keys, into),
+        paired=pairs_table(every) if every else None,
+    )
     make_folder(into)
     publish_json(into / JSON, as_json(result))
-    runs = runs_table(rows, keys, into)
-    publish_csv(into / CSV, _columns(runs))
+    publish_csv(into / CSV, _columns(result.runs))
     drawn, notes = _drawn(sets, rows, into)
-    _publish_page(result, runs, drawn, notes)
+    result = replace(result, drawn=tuple(drawn))
+    _publish_page(result, notes)
     return result
 
 
@@ -102,17 +119,15 @@ def _drawn(sets: Sequence[Group], rows: Sequence[Row], into: Path) -> tuple[list
     return drawn, notes
 
 
-def _publish_page(
-    found: Comparison, runs: SortableTable, drawn: Sequence[Drawn], notes: Sequence[str]
-) -> None:
+def _publish_page(found: Comparison, notes: Sequence[str]) -> None:
     criterion = [("criterion", [CRITERION]), ("marks", [MARKS])] if found.pairs else []
     shown = page(
         found.rows,
         found.keys,
         into=found.folder,
-        tables=[runs, *([pairs_table(found.pairs)] if found.pairs else [])],
+        tables=[found.runs, *([found.paired] if found.paired else [])],
         findings=[*found.verdict.items(), *criterion],
-        drawn=drawn,
+        drawn=found.drawn,
         notes=notes,
     )
     publish_bytes(found.page, render(shown))

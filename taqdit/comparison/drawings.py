@@ -14,13 +14,15 @@ from taqdit.errors import InputError, TaqditError
 from taqdit.figures import Drawing
 from taqdit.overview import per_site
 from taqdit.plots import comparison as plots
+from taqdit.plots.pictures import picture_table, picture_table_table
 from taqdit.prompts import Prompts
 from taqdit.statistics import StepStatistics
 from taqdit.store import Stage
 from taqdit.trajectory import TrajectorySet
 
 HEADING = "Comparison"
-PICTURES, COLUMNS, TICKS, MOST = 4, 6, 16, 48  # rows, columns of pictures; rows of ticks, of runs
+PICTURES, COLUMNS = 4, 6  # rows, columns
+TICKS, MOST, PANELS = 16, 48, 9  # rows of ticks, of runs; panels of losses against a setting
 _SETTINGS = {CFG: "CFG scale", NUM_STEPS: "number of steps"}
 
 
@@ -58,7 +60,7 @@ def store_drawings(
                 plots.ranges_over_time_table(lines, ticks),
             ),
         )
-    columns = _pictures(rows, notes)
+    columns, sets = _pictures(rows, notes)
     if len(columns) > 1:  # one alone is on its run's page
         titles, prompts = [column.title for column in columns], _rows_of(columns)
         cells = [
@@ -68,10 +70,10 @@ def store_drawings(
         yield Drawing(
             "comparison_pictures",
             HEADING,
-            "The first pictures of every set of trajectories, side by side",
+            f"The first pictures of {_of(len(columns), sets)} of trajectories, side by side",
             lambda: (
-                plots.picture_table(cells, titles, prompts),
-                plots.picture_table_table(titles, prompts),
+                picture_table(cells, titles, prompts),
+                picture_table_table(titles, prompts),
             ),
         )
 
@@ -92,7 +94,7 @@ def _lines(rows: Sequence[Row], key: str) -> list[plots.LossLine]:
     for row in rows:
         x = config_value(row.run, key)
         made = _loss_row("", row)
-        if isinstance(x, int | float) and np.isfinite(made.loss[0]):
+        if isinstance(x, int | float) and np.isfinite(made.loss).any():
             others = Row(row.run, {name: v for name, v in row.varied.items() if name != key})
             found.setdefault((others.setting, row.selection), {}).setdefault(float(x), made)
     return [
@@ -100,20 +102,24 @@ def _lines(rows: Sequence[Row], key: str) -> list[plots.LossLine]:
             panel,
             name,
             np.array(sorted(dots)),
-            np.array([dots[x].loss[0] for x in sorted(dots)]),
-            np.array([dots[x].half_width[0] for x in sorted(dots)]),
+            np.array([dots[x].loss for x in sorted(dots)]),
+            np.array([dots[x].half_width for x in sorted(dots)]),
         )
         for (panel, name), dots in found.items()
     ]
 
 
-def _against(key: str, lines: list[plots.LossLine]) -> Drawing:
+def _against(key: str, lines: Sequence[plots.LossLine]) -> Drawing:
     setting = _SETTINGS[key]
+    panels = list(dict.fromkeys(line.panel for line in lines))
+    shown = [line for line in lines if line.panel in panels[:PANELS]]
+    left = f" ({PANELS} of {len(panels)} settings)" if len(panels) > PANELS else ""
     return Drawing(
         f"comparison_loss_{key.rpartition('.')[2]}",
         HEADING,
-        f"What selections lose against the {setting}, at 8 bits with 95 % intervals",
-        lambda: (plots.loss_against(lines, setting), plots.loss_against_table(lines, setting)),
+        f"What selections lose against the {setting}, with 95 % intervals{left};"
+        " trajectories differ, so every dot is against the best quantizer of its own",
+        lambda: (plots.loss_against(shown, setting), plots.loss_against_table(shown, setting)),
     )
 
 
@@ -175,21 +181,27 @@ class _Column:
     pictures: list[np.ndarray]
 
 
-def _pictures(rows: Sequence[Row], notes: list[str]) -> list[_Column]:
-    """A column per set of trajectories that was decoded."""
+def _pictures(rows: Sequence[Row], notes: list[str]) -> tuple[list[_Column], int]:
+    """A column per set of trajectories that was decoded, and how many such sets there are.
+
+    Of many sets some are taken, the first and the last among them, evenly between.
+    """
     first: dict[str, Row] = {}
     for row in rows:
         if (mark := row.run.marks.get("trajectories")) and config_value(row.run, "sampler.images"):
             first.setdefault(mark, row)
-    columns = []
-    for row in list(first.values())[:COLUMNS]:
+    sets, columns = list(first.values()), []
+    places = np.linspace(0, len(sets) - 1, min(len(sets), COLUMNS)).round().astype(int)
+    for row in [sets[place] for place in places]:
         try:
             columns.append(_column(row))
         except (TaqditError, OSError) as error:
             notes.append(f"no pictures of {row.setting or 'the runs'}: {error}")
-    if len(first) > COLUMNS:
-        notes.append(f"pictures of {COLUMNS} of {len(first)} sets of trajectories are shown")
-    return columns
+    return columns, len(sets)
+
+
+def _of(shown: int, sets: int) -> str:
+    return f"{shown} of {sets} sets" if shown < sets else f"all {sets} sets"
 
 
 def _column(row: Row) -> _Column:

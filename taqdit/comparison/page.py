@@ -7,39 +7,51 @@ from pathlib import Path
 
 from taqdit.comparison.result import OK
 from taqdit.comparison.table import Row
-from taqdit.comparison.verdict import Pair
+from taqdit.comparison.verdict import DECIDING, Pair
 from taqdit.figures import Drawn
+from taqdit.page import PAGE
 from taqdit.quantizer import BITS
 from taqdit.record import relative
 from taqdit.report import Cell, FigureEntry, Report, SortableTable
 
 CSV = "comparison.csv"
-_SCORES = {
-    "Status": "how the run ended; missing, damaged: its files",
-    "Selection": "the run's own",
+UNTOLD = ("plots", "tracking", "sweep")  # options that change no number
+_SCORES = {  # column -> what its numbers are; one that says nothing is told of by a neighbour
+    "Status": "how the run ended; missing, damaged: its files are",
+    "Selection": "the run's own rule, with the marks explained above",
     "Points": "calibration points per trajectory",
-    **{f"Loss {bits}": f"SQNR below the best static quantizer at {bits} bits, dB" for bits in BITS},
-    **{f"+- {bits}": "" for bits in BITS},
+    **{f"{name} {bits}": "" for bits in BITS for name in ("Loss", "+-")},
+    "Loss n": "dB of SQNR below the best static quantizer at n bits; +- n: half its 95 % interval",
     **{f"SQNR {bits}": "" for bits in BITS},
-    "%Range": "of the range that the selection's range holds, percent",
-    "Clipped": "share of the values outside its range",
+    "SQNR n": "dB at n bits, with one range for all steps",
+    "%Range": "percent of the whole range of the values that the selected steps show",
+    "Clipped": "share of all values that lie outside the range of the selected steps",
     "W1": "Wasserstein-1 distance to all steps pooled, in standard deviations",
     "JS": "Jensen-Shannon distance to all steps pooled",
-    "Seconds": "that the run took, with what it reused",
-    "Folder": "",
+    "Seconds": "how long the run took, little where the store held what it needs",
+    "Folder": "the run's, which leads to its report",
 }
-_PAIRS = ("set", "one", "other", "points", "other's", "difference dB", "+-", "verdict")
+_SHOWN = [name for name in _SCORES if not name.endswith(" n")]
+_PAIRS = ("set", "one", "other", "k of one", "k of other", "difference dB", "+-", "verdict")
 
 
 def runs_table(rows: Sequence[Row], keys: Sequence[str], into: Path) -> SortableTable:
     """A row per run: the settings that differ, then scores; None where there are none."""
     note = "; ".join(f"{name}: {text}" for name, text in _SCORES.items() if text)
-    columns = ("#", *keys, *_SCORES)
+    columns = ("#", *keys, *_SHOWN)
     cells = [
         (number, *(_shown(row.varied[key]) for key in keys), *_scores(row, into))
         for number, row in enumerate(rows, start=1)
     ]
-    return SortableTable("Runs", columns, cells, note=f"{note}.", files=(CSV,))
+    return SortableTable(
+        "Runs", columns, cells, note=f"{note}.", files=(CSV,), links=_reports(rows, into)
+    )
+
+
+def _reports(rows: Sequence[Row], into: Path) -> dict[str, str]:
+    """A run's folder -> its report, where it has one."""
+    folders = [relative(row.run.folder, into) for row in rows if (row.run.folder / PAGE).is_file()]
+    return {folder: f"{folder}/{PAGE}" for folder in folders}
 
 
 def pairs_table(pairs: Sequence[Pair]) -> SortableTable:
@@ -49,14 +61,17 @@ def pairs_table(pairs: Sequence[Pair]) -> SortableTable:
             pair.group or "all",
             pair.one,
             pair.other,
-            *pair.points,
+            *map(_count, pair.points),
             pair.difference,
             pair.half_width,
-            "differ" if pair.differ else "not told apart",
+            f"{pair.better} is better" if pair.differ else "not told apart",
         )
         for pair in pairs
     ]
-    note = "How much more one loses than the other at 8 bits, and half of the interval of that."
+    note = (
+        f"How much more `one` loses than `other` at {DECIDING} bits, and half of the interval of"
+        " that; k: calibration points per trajectory."
+    )
     return SortableTable("Pairs of selections", _PAIRS, rows, note=note)
 
 
@@ -119,15 +134,23 @@ def _scores(row: Row, into: Path) -> list[Cell]:
     return [
         run.status,
         own.name if own else None,
-        int(points) if points is not None and points == int(points) else points,
-        *(number(f"loss_{bits}bit_db") for bits in BITS),
-        *half,
+        _count(points),
+        *(
+            cell
+            for bits, wide in zip(BITS, half, strict=True)
+            for cell in (number(f"loss_{bits}bit_db"), wide)
+        ),
         *(number(f"sqnr_{bits}bit_db") for bits in BITS),
         number("range_coverage", 100.0),
         *(number(name) for name in ("clipped", "w1", "js")),
         run.seconds,
         relative(run.folder, into),
     ]
+
+
+def _count(value: float | None) -> float | int | None:
+    """A number of points: whole where it is, as an average over the trajectories need not be."""
+    return int(value) if value is not None and value == int(value) else value
 
 
 def _shown(value: object) -> Cell:
@@ -142,6 +165,6 @@ def _counted(rows: Sequence[Row]) -> str:
 def _common(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Options that all runs have in common."""
     first, *others = [row.run.choices for row in rows if row.run.choices] or [{}]
-    alike = [f"{group}={choice}" for group, choice in sorted(first.items())
-             if all(each.get(group) == choice for each in others)]  # fmt: skip
-    return [("in common", ", ".join(alike))] if alike else []
+    alike = [group for group in sorted(first) if group not in UNTOLD
+             and all(each.get(group) == first[group] for each in others)]  # fmt: skip
+    return [("in common", ", ".join(f"{name}={first[name]}" for name in alike))] if alike else []

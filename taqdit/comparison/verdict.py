@@ -9,7 +9,8 @@ rather than too narrow: what it tells apart does differ.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -20,10 +21,12 @@ from taqdit.quantizer import BITS
 
 DECIDING = 8  # bits
 NAMED = 6  # selections in one line
+FEW = 3  # pairs that get a line each
 CRITERION = (
     "Runs are told apart without pairing: by more than the root of the sum of the squares of the"
     f" half widths of their 95 % intervals, at {DECIDING} bits. On the same trajectories this is"
-    " cautious; each run's own report pairs the rules that it compared."
+    " cautious; each run's own report pairs the rules that it compared. Losses on different"
+    " trajectories are each against the best quantizer of its own."
 )
 MARKS = (
     f"{FITTED} the steps were chosen from the same statistics, which flatters the selection;"
@@ -50,6 +53,11 @@ class Pair:
         """Whether the difference is larger than its interval; False where that is not known."""
         return self.half_width is not None and abs(self.difference) > self.half_width
 
+    @property
+    def better(self) -> str:
+        """The one that loses less."""
+        return self.one if self.difference < 0 else self.other
+
     def __str__(self) -> str:
         by = f"{abs(self.difference):.3f} dB"
         one, other = (
@@ -60,7 +68,7 @@ class Pair:
         by += f" +- {self.half_width:.3f}"
         if not self.differ:
             return f"{one} and {other} do not differ beyond their interval{self._both}: {by}"
-        better, worse = (one, other) if self.difference < 0 else (other, one)
+        better, worse = (one, other) if self.better == self.one else (other, one)
         return f"{better} is better than {worse}{self._both} by {by}"
 
     @property
@@ -89,28 +97,81 @@ def words(group: Group, found: Sequence[Pair]) -> list[str]:
     known = _selections(group, width)
     if not known:
         return ["no loss is known"]
-    best = min(known, key=lambda name: known[name].loss_db[width] or 0.0)
-    lines = [f"lowest loss: {best}, {_loss(known[best], width)} at k = {known[best].points:g}"]
-    if len({each.points for each in known.values()}) > 1:
-        lines[0] += "; the budgets differ"
+    best, *equal = _lowest(known, width)
     if len(known) == 1:
         return [f"only {best}: {_loss(known[best], width)} at k = {known[best].points:g}"]
-    if len(found) <= 3:
+    lines = [f"lowest loss: {best}, {_loss(known[best], width)} at k = {known[best].points:g}"]
+    if equal:
+        lines[0] += f", and so {'does' if len(equal) == 1 else 'do'} {_some(equal)}"
+    if len({each.points for each in known.values()}) > 1:
+        lines[0] += "; the budgets differ"
+    if len(found) <= FEW:
         return lines + [str(pair) for pair in found]
     with_best = {pair.other if pair.one == best else pair.one: pair for pair in found
                  if best in (pair.one, pair.other)}  # fmt: skip
     order = sorted(with_best, key=lambda name: known[name].loss_db[width] or 0.0)
-    for text, members in (
-        (
-            "do not differ from it beyond the interval",
-            [n for n in order if not with_best[n].differ],
-        ),
-        ("worse", [name for name in order if with_best[name].differ]),
-    ):
+    alike = [name for name in order if not with_best[name].differ]
+    worse = [name for name in order if with_best[name].differ]
+    for text, members in (("do not differ from it beyond the interval", alike), ("worse", worse)):
         if members:
             lines.append(f"{text}: {_listed(known, members, width)}")
     apart = sum(pair.differ for pair in found)
     return [*lines, f"of all {len(found)} pairs {apart} differ beyond their interval"]
+
+
+def overall(sets: Sequence[Group]) -> list[str]:
+    """The verdict on all groups together: who loses least how often; who is told apart where, at
+    every width."""
+    width = BITS.index(DECIDING)
+    lowest = [_lowest(_selections(group, width), width) for group in sets]
+    wins = Counter(name for names in lowest for name in names)
+    if not wins:
+        return ["no loss is known"]
+    ties = "; a tie counts for each" if any(len(names) > 1 for names in lowest) else ""
+    shown = [f"{name} in {number}" for name, number in wins.most_common()]
+    lines = [
+        f"lowest loss at {DECIDING} bits: {_some(shown)} of {len(sets)} sets of trajectories{ties}"
+    ]
+    for bits in BITS:
+        found = [pair for group in sets for pair in pairs(group, bits)]
+        lines += [f"{bits} bits: {text}" for text in _apart_where(found)]
+    return lines
+
+
+def _apart_where(found: Sequence[Pair]) -> list[str]:
+    """A line for every two selections on several sets; of many, one line that counts them."""
+    compared = list(dict.fromkeys((pair.one, pair.other) for pair in found))
+    if len(compared) > FEW:
+        apart = sum(pair.differ for pair in found)
+        return [f"of all {len(found)} pairs {apart} differ beyond their interval"]
+    return [
+        _across([pair for pair in found if (pair.one, pair.other) == names]) for names in compared
+    ]
+
+
+def _across(found: Sequence[Pair]) -> str:
+    """What the same two selections show on several sets."""
+    one, other = found[0].one, found[0].other
+    sets = f"{len(found)} set{'s' if len(found) > 1 else ''}"
+    apart = [pair for pair in found if pair.differ]
+    if not apart:
+        return f"{one} and {other} do not differ beyond their interval in any of {sets}"
+    text = f"{one} and {other} differ beyond their interval in {len(apart)} of {sets}"
+    for name in (one, other):
+        if better := [pair.group for pair in apart if pair.better == name]:
+            text += f"; {name} is better at {_some(better, ' and at ')}"
+    return text
+
+
+def _lowest(known: Mapping[str, Selected], width: int) -> list[str]:
+    """Those that lose least: several only if they lose exactly the same; none of none."""
+    losses = {name: each.loss_db[width] or 0.0 for name, each in known.items()}
+    return [name for name, loss in losses.items() if loss == min(losses.values())]
+
+
+def _some(names: Sequence[str], between: str = ", ") -> str:
+    more = len(names) - NAMED
+    return between.join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _selections(group: Group, width: int) -> dict[str, Selected]:
@@ -151,7 +212,6 @@ def _listed(known: dict[str, Selected], names: Sequence[str], width: int) -> str
     texts = [
         f"{name} {known[name].loss_db[width]:.3f}"
         + ("" if equal else f" (k = {known[name].points:g})")
-        for name in names[:NAMED]
+        for name in names
     ]
-    more = len(names) - NAMED
-    return ", ".join(texts) + (f" and {more} more" if more > 0 else "")
+    return _some(texts)

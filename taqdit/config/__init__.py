@@ -12,6 +12,7 @@ from taqdit.config.compose import (
     one_line,
     without_hydra,
 )
+from taqdit.config.launchers import gave_up, launcher_problems
 from taqdit.config.sweep import Callback, SweepJob, sweep_jobs
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "compose_config",
     "config_folder",
     "from_mapping",
+    "gave_up",
     "hydra_complains",
+    "launcher_problems",
     "one_line",
     "plan",
     "raise_problems",

@@ -50,7 +50,7 @@ KINDS: dict[str, type] = {
     "plots": PlotOptions,
     "tracking": TrackingOptions,
 }
-STORED = ("conditioning", "trajectories", "statistics", "weights", "figures")
+STORED = ("conditioning", "trajectories", "statistics", "weights", "analysis", "figures")
 STAGES = (
     "conditioning",
     "trajectories",

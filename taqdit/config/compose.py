@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from taqdit.config.launchers import missing_plugin
 from taqdit.errors import ConfigError
 
 
@@ -50,6 +51,8 @@ def hydra_complains(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """Hydra's message (and its cause's) without search paths and line breaks."""
+    if (how := missing_plugin(error)) is not None:
+        return how
     parts = []
     for each in (error, error.__cause__):
         text = str(each) if each is not None else ""

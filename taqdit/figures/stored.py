@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,18 +12,18 @@ import numpy as np
 
 from taqdit.activations import Statistics
 from taqdit.plan import Plan, target
+from taqdit.source import source_digest
 from taqdit.store import Stage, canonical_json, sha256_hex
 from taqdit.trajectory import TrajectorySet
 
 STAGE = KIND = "figures"
-_PACKAGE = Path(__file__).parent.parent
 
 
 class StoredFigures:
     """The files of figures, by the figure's name. `inputs` names all that they are made from."""
 
     def __init__(self, store: Path, inputs: Mapping[str, Any], *, refresh: bool = False) -> None:
-        whole = {**inputs, "source": _source(), "matplotlib": version("matplotlib")}
+        whole = {**inputs, "source": source_digest(), "matplotlib": version("matplotlib")}
         mark = sha256_hex(canonical_json(whole).encode())
         if refresh:
             Stage.set_aside(store, STAGE, mark)
@@ -98,13 +96,3 @@ def run_figures(
     anew = bool({"trajectories", "statistics", "figures"} & set(plan.refresh))
     shared = StoredFigures(store, data, refresh=anew)
     return RunFigures(shared, StoredFigures(store, {**data, **selection}, refresh=anew))
-
-
-@lru_cache(maxsize=1)
-def _source() -> str:
-    """SHA-256 of the package's own code and style: another version draws anew."""
-    digest = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*")):
-        if path.suffix in (".py", ".mplstyle"):
-            digest.update(path.relative_to(_PACKAGE).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Figures of several runs side by side: losses, ranges over time, pictures.
+"""Figures of several runs side by side: losses, ranges over time.
 
 A loss is in dB of SQNR below the best static quantizer; lines through dots are 95 % intervals.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taqdit.plots.scores import DASHES, MARKERS
-from taqdit.plots.style import GREY, PAGE, new_figure, style
+from taqdit.plots.style import PAGE, new_figure, style
 from taqdit.quantizer import BITS
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 LOSS = "loss of SQNR against the best static quantizer (dB)"
 TALL = 9.5  # inches: no figure is higher than a page
 ASIDE = 0.012  # of the setting's span: how far lines stand apart
-LABELS = 1.7  # inches beside the pictures
-PICTURE = 1.1  # inches that a picture takes at most
+ACROSS = 3  # panels side by side
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +38,8 @@ class LossRow:
 
 @dataclass(frozen=True, eq=False)
 class LossLine:
-    """8-bit losses of one selection against a setting: `x`, `loss`, `half_width` all (n,), x
-    rising. Lines of one `panel` share axes."""
+    """Losses of one selection against a setting: `x` (n,), rising; `loss` and `half_width` (n, 3),
+    widths as in BITS. Lines of one `panel` share axes."""
 
     panel: str
     name: str
@@ -103,50 +102,55 @@ def loss_by_selection_table(rows: Sequence[LossRow]) -> dict[str, list[Any]]:
 
 
 def loss_against(lines: Sequence[LossLine], setting: str) -> Figure:
-    """8-bit loss against a setting, a line per selection, a panel per value of all the rest."""
+    """Loss against a setting, a line per selection: a row per width, a column per value of all the
+    rest; after ACROSS columns the next ones stand below."""
     panels = list(dict.fromkeys(line.panel for line in lines))
     looks = _looks([line.name for line in lines])
-    columns = min(len(panels), 3)
-    deep = -(-len(panels) // columns)
-    wide = PAGE if columns > 1 else 0.62 * PAGE
-    x = np.concatenate([line.x for line in lines])
-    gap = ASIDE * float(np.ptp(x))  # or intervals would hide each other
+    across = min(len(panels), ACROSS)
+    deep = -(-len(panels) // across) * len(BITS)
     with style():
-        figure = new_figure(wide, min(0.6 + 1.9 * deep, TALL))
-        axes = figure.subplots(deep, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axis, panel in zip(axes, panels, strict=False):
-            for line in lines:
-                if line.panel == panel:
-                    place = list(looks).index(line.name) - (len(looks) - 1) / 2
-                    _line(axis, line, looks[line.name], aside=place * gap)
-            axis.set_title(panel, loc="left")
-        for axis in axes[len(panels) :]:
-            axis.set_axis_off()
-        _setting_axis(axes[0], x)
-        axes[0].set_ylim(bottom=0)
+        figure = new_figure(PAGE if across > 1 else 0.62 * PAGE, min(0.9 + 1.2 * deep, TALL))
+        axes = figure.subplots(deep, across, sharex=True, squeeze=False)
+        for axis in axes.ravel():
+            axis.set_axis_off()  # until something stands there
+        for place, panel in enumerate(panels):
+            band, column = divmod(place, across)
+            within = [line for line in lines if line.panel == panel]
+            for width, top in enumerate(_tops(lines)):
+                axis = axes[band * len(BITS) + width, column]
+                axis.set_axis_on()
+                _losses(axis, within, width, looks)
+                axis.set_ylim(0, top)
+                axis.tick_params(labelleft=column == 0)
+            axes[band * len(BITS), column].set_title(panel, loc="left")
+        for row, axis in enumerate(axes[:, 0]):
+            axis.set_ylabel(f"{BITS[row % len(BITS)]} bits")
+        _setting_axis(axes[0, 0], np.concatenate([line.x for line in lines]))
         figure.supxlabel(setting, fontsize=8)
-        figure.supylabel("8-bit loss (dB)", fontsize=8)
-        found = {line.name: line for line in reversed(lines)}
-        handles = [_handle(name, looks[name]) for name in looks if name in found]
+        figure.supylabel("loss (dB)", fontsize=8)
+        handles = [_handle(name, look) for name, look in looks.items()]
         figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3))
     return figure
 
 
 def loss_against_table(lines: Sequence[LossLine], setting: str) -> dict[str, list[Any]]:
     """A row per dot; dB."""
-    table: dict[str, list[Any]] = {"panel": [], "selection": [], setting: []}
-    table |= {"loss_8bit_db": [], "half_width_8bit_db": []}
-    for line in lines:
-        for x, loss, half in zip(line.x, line.loss, line.half_width, strict=True):
-            cells = (line.panel, line.name, float(x), float(loss), float(half))
-            for column, cell in zip(table.values(), cells, strict=True):
-                column.append(cell)
+    dots = [(line, place) for line in lines for place in range(len(line.x))]
+    table: dict[str, list[Any]] = {
+        "panel": [line.panel for line, _ in dots],
+        "selection": [line.name for line, _ in dots],
+        setting: [float(line.x[place]) for line, place in dots],
+    }
+    for width, bits in enumerate(BITS):
+        table[f"loss_{bits}bit_db"] = [float(line.loss[place, width]) for line, place in dots]
+        halves = [float(line.half_width[place, width]) for line, place in dots]
+        table[f"half_width_{bits}bit_db"] = halves
     return table
 
 
 def ranges_over_time(curves: Sequence[RangeCurve], ticks: Sequence[Ticks]) -> Figure:
     """A line per set of trajectories against the timestep; below, a row of ticks per selection."""
-    looks = _looks([curve.name for curve in curves])
+    looks = _looks_by_part([curve.name for curve in curves])
     low = 0.16 * max(len(ticks), 1) + 0.1
     with style():
         figure = new_figure(PAGE, min(2.9 + low, TALL))
@@ -185,37 +189,6 @@ def ranges_over_time_table(
     return table
 
 
-def picture_table(
-    pictures: Sequence[Sequence[np.ndarray | None]], columns: Sequence[str], rows: Sequence[str]
-) -> Figure:
-    """Pictures (H, W, 3) uint8 in rows (one per prompt) and columns (one per set of
-    trajectories); None leaves a place empty."""
-    each = min(PICTURE, (PAGE - LABELS) / max(len(columns), 1))
-    with style():  # prompts are foreign: no text of theirs is read as a formula
-        figure = new_figure(LABELS + each * len(columns), 0.5 + each * len(rows))
-        axes = figure.subplots(len(rows), len(columns), squeeze=False)
-        for line, text, members in zip(axes, rows, pictures, strict=True):
-            for axis, picture in zip(line, members, strict=True):
-                axis.set(xticks=[], yticks=[])
-                axis.grid(visible=False)
-                axis.spines[:].set(visible=True, color=GREY)
-                if picture is not None:
-                    axis.imshow(picture)
-            line[0].set_ylabel(_wrapped(text, 22), fontsize=6, rotation=0, ha="right", va="center",
-                               parse_math=False)  # fmt: skip
-        for axis, title in zip(axes[0], columns, strict=True):
-            axis.set_title(_wrapped(title, max(8, int(15 * each))), fontsize=7, parse_math=False)
-    return figure
-
-
-def picture_table_table(columns: Sequence[str], rows: Sequence[str]) -> dict[str, list[Any]]:
-    """What stands where."""
-    return {
-        "set": [column for _ in rows for column in columns],
-        "prompt": [row for row in rows for _ in columns],
-    }
-
-
 def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Name -> colour, dash and marker: seven colours, then again in another dash."""
     return {
@@ -225,6 +198,18 @@ def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
             "marker": MARKERS[place % len(MARKERS)],
         }
         for place, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def _looks_by_part(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """As `_looks`; names `a, b` with few kinds of `b` share a colour by `a` and a dash by `b`."""
+    parts = [name.partition(", ")[::2] for name in names]
+    firsts, rests = (list(dict.fromkeys(each)) for each in zip(*parts, strict=True))
+    if len(firsts) > 7 or not 1 < len(rests) <= len(DASHES):
+        return _looks(names)
+    return {
+        name: {"color": f"C{firsts.index(first)}", "ls": DASHES[rests.index(rest)]}
+        for name, (first, rest) in zip(names, parts, strict=True)
     }
 
 
@@ -253,11 +238,22 @@ def _interval(axis: Axes, row: LossRow, place: int, width: int, look: dict[str, 
     axis.plot([loss], [place], ms=4, clip_on=False, **{**look, "ls": ""})
 
 
-def _line(axis: Axes, line: LossLine, look: dict[str, Any], *, aside: float) -> None:
-    x = line.x + aside
-    axis.plot(x, line.loss, ms=3.5, lw=1.0, **look)
-    low = np.maximum(line.loss - line.half_width, 0)
-    axis.vlines(x, low, line.loss + line.half_width, color=look["color"], lw=0.8)
+def _losses(
+    axis: Axes, lines: Sequence[LossLine], width: int, looks: dict[str, dict[str, Any]]
+) -> None:
+    """Lines and their intervals at one width, beside each other."""
+    gap = ASIDE * float(np.ptp(np.concatenate([line.x for line in lines])))
+    for line in lines:  # set apart, or intervals would hide each other
+        look, loss, half = looks[line.name], line.loss[:, width], line.half_width[:, width]
+        x = line.x + gap * (list(looks).index(line.name) - (len(looks) - 1) / 2)
+        axis.plot(x, loss, ms=3.5, lw=1.0, **look)
+        axis.vlines(x, np.maximum(loss - half, 0), loss + half, color=look["color"], lw=0.8)
+
+
+def _tops(lines: Sequence[LossLine]) -> list[float]:
+    """Where each width's axes end: above all losses and intervals."""
+    ends = np.concatenate([line.loss + np.nan_to_num(line.half_width) for line in lines])
+    return [float(1.05 * np.nanmax(each, initial=0.0)) or 1.0 for each in ends.T]
 
 
 def _handle(name: str, look: dict[str, Any]) -> Any:
@@ -273,9 +269,3 @@ def _setting_axis(axis: Axes, x: np.ndarray) -> None:
         axis.set_xticks(values, labels=[f"{value:g}" for value in values])
     gap = 0.08 * (values[-1] - values[0]) or 0.5
     axis.set_xlim(values[0] - gap, values[-1] + gap)
-
-
-def _wrapped(text: str, width: int) -> str:
-    from textwrap import fill
-
-    return fill(text, width, break_long_words=False)

@@ -4,6 +4,7 @@ A stage's folder is named by the fingerprint of everything that can change its n
 claimed before it is done, so that several processes can share one stage.
 """
 
+from taqdit.stages.analysis import KeptAnalysis
 from taqdit.stages.bench import Bench, StageReport
 from taqdit.stages.conditioning import encode_prompts
 from taqdit.stages.sampling import sample_and_trace
@@ -11,6 +12,7 @@ from taqdit.stages.weights import weight_inputs, weight_table
 
 __all__ = [
     "Bench",
+    "KeptAnalysis",
     "StageReport",
     "encode_prompts",
     "sample_and_trace",

@@ -56,6 +56,8 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 def _finite(value: Any) -> Any:
+    if type(value) in (int, str):  # most are, and what follows takes longer
+        return value
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

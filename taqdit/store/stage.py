@@ -54,8 +54,7 @@ class Stage:
         """
         stage = cls(_folder(root, name, fingerprint), name, fingerprint)
         disk.make_folder(stage.folder)
-        for leftover in stage.folder.glob(".*.tmp"):
-            disk.discard_dead(leftover)
+        stage._discard_dead(".*.tmp")
         if not stage.path(_STAGE).exists():
             stage._found(inputs, backend)
         stage._document()
@@ -198,8 +197,8 @@ class Stage:
 
     def seal(self) -> None:
         """List every data file with its sha256 in SEALED.json: the stage is complete."""
-        for leftover in self.folder.glob("*.claim"):
-            disk.discard_dead(leftover)
+        self._discard_dead("*.claim")
+        self._discard_dead(".*.tmp")
         files = [[name, sha256_file(self.path(name))] for name in self.names()]
         disk.publish_json(self.path(_SEAL), stamp({"schema": SCHEMA, "files": files}))
 
@@ -231,6 +230,11 @@ class Stage:
     def is_claimed(self, begin: str = "") -> bool:
         """Whether a living process holds a claim on a unit whose name begins so."""
         return not _idle(self.folder, f"{begin}*.claim")
+
+    def _discard_dead(self, pattern: str) -> None:
+        """Remove files that only a living process would need, of those that are dead."""
+        for leftover in self.folder.glob(pattern):
+            disk.discard_dead(leftover)
 
     def _found(self, inputs: Mapping[str, Any], backend: Mapping[str, Any]) -> None:
         if self.names():

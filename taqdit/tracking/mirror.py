@@ -205,12 +205,12 @@ class _Calls:
         return made
 
     def _log_row(self, row: dict[str, Any]) -> None:
-        self._run.log({_metric(name): value for name, value in row.items()})
+        self._run.log({metric_name(name): value for name, value in row.items()})
 
     def _chart(self, name: str, x_name: str, x: list[Any], ys: dict[str, list[Any]]) -> Any:
         """At most MAX_LINES lines, evenly spread over `ys`; NaN and infinities are gaps."""
         most = max(1, min(MAX_LINES, MAX_CHART_ROWS // len(x)))
-        keys = _spread(list(ys), most)
+        keys = spread(list(ys), most)
         if len(keys) < len(ys):
             words = "W&B: the chart %s shows %d of %d curves; events.jsonl has them all"
             _log.info(words, name, len(keys), len(ys))
@@ -220,10 +220,10 @@ class _Calls:
     def _define(self, names: Any, axis: dict[str, Any], along: str | None) -> None:
         """Tells W&B once per name what it is drawn against."""
         for name in [name for name in axis if name not in self._defined]:
-            self._run.define_metric(_metric(name), hidden=True)
+            self._run.define_metric(metric_name(name), hidden=True)
             self._defined.add(name)
         for name in [name for name in names if name not in self._defined]:
-            self._run.define_metric(_metric(name), step_metric=along and _metric(along))
+            self._run.define_metric(metric_name(name), step_metric=along and metric_name(along))
             self._defined.add(name)
 
 
@@ -244,12 +244,12 @@ def _restore(exit_function: Any, excepthook: Any) -> None:
             setattr(sys, name, before)
 
 
-def _metric(name: str) -> str:
-    """A site's name has a dot, and W&B does not find the x axis of a metric that has one."""
+def metric_name(name: str) -> str:
+    """What a metric is called in W&B: of one whose name has a dot, it does not find the x axis."""
     return name.replace(".", "/")
 
 
-def _spread(names: list[str], most: int) -> list[str]:
+def spread(names: list[str], most: int) -> list[str]:
     """At most `most` of `names`, evenly spaced, with both ends."""
     if len(names) <= most:
         return names

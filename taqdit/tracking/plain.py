@@ -13,6 +13,9 @@ import numpy as np
 def plain(value: Any) -> Any:
     """`value` in Python's own types: arrays as lists, paths as text, NaN and infinities as the
     words "NaN", "Infinity", "-Infinity" (JSON has no numbers for them)."""
+    kind = type(value)
+    if kind in _PLAIN or (kind is float and math.isfinite(value)):  # nearly all are one of them
+        return value
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -45,4 +48,5 @@ def merge_bins(
     )
 
 
+_PLAIN = {int, str, bool, type(None)}
 _WORDS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
