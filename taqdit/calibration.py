@@ -143,10 +143,10 @@ class CalibrationSet:
         found: np.ndarray | None = None
         for index in np.unique(trajectory):
             rows = np.flatnonzero(trajectory == index)
-            shard = self._trajectories.latents(int(index))
+            own = self._trajectories.latents_at(int(index), step[rows])
             if found is None:
-                found = np.empty((len(points), *shard.shape[1:]), np.float32)
-            found[rows] = shard[step[rows]]
+                found = np.empty((len(points), *own.shape[1:]), np.float32)
+            found[rows] = own
         return np.empty((0,), np.float32) if found is None else found
 
     def export_npz(self, path: Path) -> None:

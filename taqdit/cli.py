@@ -48,12 +48,20 @@ def dashboard(arguments: Sequence[str]) -> int:
     return dashboard(arguments)
 
 
+def store(arguments: Sequence[str]) -> int:
+    """`taqdit store ls|du|verify|repair|...`: what is stored, whether it is intact."""
+    from taqdit.verbs.store import store
+
+    return store(arguments)
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "check": check,
     "rerun": rerun,
     "compare": compare,
     "sync": sync,
     "dashboard": dashboard,
+    "store": store,
 }
 
 

@@ -1,4 +1,4 @@
-"""Text conditioning, encoded once per unique text and kept in the store.
+"""Text conditioning, encoded once per unique text and kept in the store, or encoded when needed.
 
 One shard per text, named by the text's digest: `tokens (n, 4096)` and `pooled (d,)` as DiffusionKit
 encodes the text beside an empty negative. The empty text is the negative row that all share.
@@ -6,7 +6,7 @@ encodes the text beside an empty negative. The empty text is the negative row th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +17,10 @@ from taqdit.store import Shard, Stage, sha256_hex
 
 KIND = "conditioning"
 NEGATIVE = ""
+AT_ONCE = 64  # texts that are encoded together where nothing is stored
+
+Encode = Callable[[str], tuple[np.ndarray, np.ndarray]]
+"""text -> tokens (n, 4096) and pooled (d,)."""
 
 
 def text_digest(text: str) -> str:
@@ -40,16 +44,14 @@ def missing_texts(stage: Stage, texts: Iterable[str]) -> list[str]:
 def encode(
     stage: Stage,
     texts: Iterable[str],
-    encode_text: Callable[[str], tuple[np.ndarray, np.ndarray]],
+    encode_text: Encode,
 ) -> Iterator[str]:
     """Write the shard of each text, yielding the text when its shard is published.
 
     Raises NumericError if an embedding is not finite.
     """
     for text in texts:
-        tokens, pooled = encode_text(text)
-        if not (np.isfinite(tokens).all() and np.isfinite(pooled).all()):
-            raise NumericError(f"the text encoder gave NaN or Inf for the prompt {text!r}")
+        tokens, pooled = _finite(text, encode_text)
         stage.write(
             shard_name(text),
             {"tokens": tokens, "pooled": pooled},
@@ -58,6 +60,13 @@ def encode(
             metadata={"text": text},
         )
         yield text
+
+
+def _finite(text: str, encode_text: Encode) -> tuple[np.ndarray, np.ndarray]:
+    tokens, pooled = encode_text(text)
+    if not (np.isfinite(tokens).all() and np.isfinite(pooled).all()):
+        raise NumericError(f"the text encoder gave NaN or Inf for the prompt {text!r}")
+    return tokens, pooled
 
 
 def _read(stage: Stage, text: str) -> Shard:
@@ -77,13 +86,45 @@ class Conditioning:
         return tensors["tokens"], tensors["pooled"]
 
     def guided(self, texts: Iterable[str]) -> tuple[Any, Any]:
-        """Rows for one guided forward, the positives first, then one negative for each.
+        """Rows for one guided forward, see `guided_rows`."""
+        return guided_rows(self.row, texts)
 
-        Returns tokens (2N, n, 4096) and pooled (2N, d) as mlx arrays.
-        """
-        from taqdit.backend import mx
 
-        positive = [self.row(text) for text in texts]
-        rows = positive + [self.row(NEGATIVE)] * len(positive)
-        tokens, pooled = (np.stack([row[part] for row in rows]) for part in (0, 1))
-        return mx.array(tokens), mx.array(pooled)
+class UnstoredConditioning:
+    """Conditioning rows that are encoded when they are needed, AT_ONCE texts at a time.
+
+    `texts` come in the order in which they will be asked for; `done` is called after each group
+    was encoded, so that the encoders can be dropped. The rows are those that a store would hold.
+    """
+
+    def __init__(self, texts: Sequence[str], encode_text: Encode, done: Callable[[], None]) -> None:
+        self._texts, self._encode, self._done = list(dict.fromkeys(texts)), encode_text, done
+        self._rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """`tokens (n, 4096)` and `pooled (d,)` of one text."""
+        if text not in self._rows:
+            start = self._texts.index(text) if text in self._texts else 0
+            group = [NEGATIVE, text, *self._texts[start : start + AT_ONCE]]
+            kept = {NEGATIVE: self._rows[NEGATIVE]} if self._rows else {}
+            missing = [each for each in dict.fromkeys(group) if each not in kept]
+            self._rows = kept | {each: _finite(each, self._encode) for each in missing}
+            self._done()
+        return self._rows[text]
+
+    def guided(self, texts: Iterable[str]) -> tuple[Any, Any]:
+        """Rows for one guided forward, see `guided_rows`."""
+        return guided_rows(self.row, texts)
+
+
+def guided_rows(row: Encode, texts: Iterable[str]) -> tuple[Any, Any]:
+    """Rows for one guided forward, the positives first, then one negative for each.
+
+    Returns tokens (2N, n, 4096) and pooled (2N, d) as mlx arrays.
+    """
+    from taqdit.backend import mx
+
+    positive = [row(text) for text in texts]
+    rows = positive + [row(NEGATIVE)] * len(positive)
+    tokens, pooled = (np.stack([each[part] for each in rows]) for part in (0, 1))
+    return mx.array(tokens), mx.array(pooled)

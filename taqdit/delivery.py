@@ -14,7 +14,7 @@ from taqdit.findings import Findings
 from taqdit.plan import Plan
 from taqdit.tracking import Tracker
 from taqdit.tracking.secrets import mask_secrets
-from taqdit.trajectory import TrajectorySet
+from taqdit.trajectory_set import TrajectorySet
 
 
 class Delivery:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from taqdit.analysis import AnalysisOptions
 from taqdit.models.options import ModelSpec
 from taqdit.models.sites import SitePath, site_paths
 from taqdit.plots import PlotOptions
+from taqdit.points import selected
 from taqdit.prompts import Prompts
-from taqdit.sampler import Sampler
+from taqdit.sampler import ALL, FINAL, SELECTED, Sampler
 from taqdit.schedule import Schedule
 from taqdit.selection import Rule
 from taqdit.statistics import Layout
@@ -52,6 +55,22 @@ class Plan:
     def trajectories_computed(self) -> int:
         """Trajectories in whole batches: at least the number asked for."""
         return self.sampler.num_batches * self.sampler.batch_size
+
+    def stored_steps(self, trajectory: int) -> np.ndarray:
+        """The steps whose latents are stored, ascending, (k,) int64; num_steps is the final one."""
+        num_steps = self.schedule.num_steps
+        if self.sampler.latents == ALL:
+            return np.arange(num_steps + 1)
+        if self.sampler.latents == FINAL:
+            return np.array([num_steps])
+        chosen = selected(
+            self.select,
+            num_steps=num_steps,
+            sigmas=self.schedule.sigmas(),
+            trajectory=trajectory,
+            seed=self.sampler.seed,
+        )
+        return np.append(np.unique(chosen.indices), num_steps)
 
     @property
     def texts(self) -> list[str]:
@@ -94,6 +113,8 @@ NUMERIC = (
     "sampler.cfg_scale",
     "sampler.seed",
     "sampler.batch_size",
+    "sampler.latents",
+    "sampler.latents_dtype",
 )
 TRACED = (
     "tracer._target_",
@@ -107,10 +128,12 @@ COSMETIC = (
     "model.local_ckpt",  # the digest of its weights counts, not its path
     "model.low_memory",
     "prompts.path",  # the texts in it count
+    "prompts.allow_outside",  # the texts count
+    "prompts.store_conditioning",  # the rows are the same
     "sampler.num_trajectories",  # an extent: asking for more adds shards
     "sampler.images",
     "tracer.num_trajectories",  # an extent: asking for more goes on from what is there
-    "timestep_selection",  # a view of the trajectories and of their statistics
+    "timestep_selection",  # a view of the trajectories; with sampler.latents=selected it counts
     "plots",
     "tracking",
     "stages",
@@ -151,7 +174,17 @@ def trajectory_inputs(plan: Plan) -> dict[str, Any]:
         "cfg_scale": plan.sampler.cfg_scale,
         "seed": plan.sampler.seed,
         "batch_size": plan.sampler.batch_size,
+        **_storage_inputs(plan),
     }
+
+
+def _storage_inputs(plan: Plan) -> dict[str, Any]:
+    """What is stored of a trajectory, if it is not all of it as it was computed."""
+    sampler = plan.sampler
+    if sampler.stores_all:
+        return {}
+    chosen = {"selection": plan.config["timestep_selection"]} if sampler.latents == SELECTED else {}
+    return {"latents": sampler.latents, "latents_dtype": sampler.latents_dtype, **chosen}
 
 
 def statistics_inputs(plan: Plan) -> dict[str, Any]:

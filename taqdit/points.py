@@ -34,8 +34,8 @@ class Trajectories(Protocol):
 
     def __len__(self) -> int: ...
 
-    def latents(self, index: int, /) -> np.ndarray:
-        """(num_steps + 1, h, w, 16) float32; latent i is what the model sees at step i."""
+    def latents_at(self, index: int, steps: np.ndarray, /) -> np.ndarray:
+        """(len(steps), h, w, 16); the latent of a step is what the model sees at it."""
         ...
 
 
@@ -73,17 +73,24 @@ class Table(NamedTuple):
 def selections(
     rule: Rule, *, num_steps: int, sigmas: np.ndarray, num_trajectories: int, seed: int
 ) -> list[Selection]:
-    """What `rule` selects of each trajectory. Raises ConfigError for a step that is not there."""
-    chosen = []
-    for trajectory in range(num_trajectories):
-        selection = rule(num_steps=num_steps, sigmas=sigmas, trajectory=trajectory, seed=seed)
-        if selection.indices[0] < 0 or selection.indices[-1] >= num_steps:
-            raise ConfigError(
-                f"timestep_selection gives steps {selection.indices.tolist()} for trajectory"
-                f" {trajectory}; they must lie in [0, {num_steps - 1}]"
-            )
-        chosen.append(selection)
-    return chosen
+    """What `rule` selects of each trajectory. Raises as `selected`."""
+    return [
+        selected(rule, num_steps=num_steps, sigmas=sigmas, trajectory=trajectory, seed=seed)
+        for trajectory in range(num_trajectories)
+    ]
+
+
+def selected(
+    rule: Rule, *, num_steps: int, sigmas: np.ndarray, trajectory: int, seed: int
+) -> Selection:
+    """What `rule` selects of one trajectory. Raises ConfigError for a step that is not there."""
+    selection = rule(num_steps=num_steps, sigmas=sigmas, trajectory=trajectory, seed=seed)
+    if selection.indices[0] < 0 or selection.indices[-1] >= num_steps:
+        raise ConfigError(
+            f"timestep_selection gives steps {selection.indices.tolist()} for trajectory"
+            f" {trajectory}; they must lie in [0, {num_steps - 1}]"
+        )
+    return selection
 
 
 def step_major(chosen: Sequence[Selection], num_prompts: int) -> Table:

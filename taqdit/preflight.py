@@ -10,10 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from taqdit.errors import StorageError
 from taqdit.plan import Plan
 from taqdit.points import selections
 from taqdit.quantizer import BITS
+from taqdit.sampler import SELECTED
 from taqdit.selection import Evidence, bound
 from taqdit.statistics.bins import PER_ROW
 
@@ -22,6 +25,7 @@ FLOAT16 = 2
 PNG_BYTES_PER_VALUE = 1.0  # uncompressed pixels: an upper bound for pictures
 CHANNEL_BYTES = 36  # mean, m2 float64; low, high float32; negative, large (2) uint32
 HISTOGRAM_ROWS = 42  # signs and exponents of a site at a step; 37 to 45 in the embedded model
+ANALYSIS_BYTES = 10_000  # kept of a site at a step; 9,600 in the embedded model
 CHECKPOINTS = 2  # that lie beside what is made of them
 PROCESS_BYTES = 300_000_000  # interpreter, libraries, buffers
 RESERVE = 64 * 2**20  # left free on the disk: figures, logs, the W&B file
@@ -40,6 +44,7 @@ class Estimate:
     picture_bytes: int
     export_bytes: int
     statistics_bytes: int
+    analysis_bytes: int
     free_bytes: int
     peak_memory_bytes: int
 
@@ -52,6 +57,7 @@ class Estimate:
             + self.picture_bytes
             + self.export_bytes
             + self.statistics_bytes * (1 + CHECKPOINTS)
+            + self.analysis_bytes
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,11 +82,14 @@ def estimate(plan: Plan, *, free_bytes: int) -> Estimate:
         trajectories=trajectories,
         forwards=sampler.num_batches * sampler.evaluations(plan.schedule.num_steps),
         rows_per_forward=2 * sampler.batch_size,
-        conditioning_bytes=texts * row * (FLOAT16 if model.w16 else FLOAT32),
-        trajectory_bytes=trajectories * (plan.schedule.num_steps + 1) * latent * FLOAT32,
+        conditioning_bytes=texts * row * (FLOAT16 if model.w16 else FLOAT32)
+        if plan.prompts.store_conditioning
+        else 0,
+        trajectory_bytes=count_latents(plan) * latent * np.dtype(sampler.latents_dtype).itemsize,
         picture_bytes=int(pictures * PNG_BYTES_PER_VALUE),
-        export_bytes=exported if plan.export else 0,
+        export_bytes=exported if plan.export and "calibration" in plan.stages else 0,
         statistics_bytes=statistics_bytes(plan),
+        analysis_bytes=len(plan.layout.sites) * plan.schedule.num_steps * ANALYSIS_BYTES,
         free_bytes=free_bytes,
         peak_memory_bytes=model.peak_bytes(sampler.batch_size, num_steps=plan.schedule.num_steps),
     )
@@ -95,6 +104,13 @@ def statistics_bytes(plan: Plan) -> int:
     counts = HISTOGRAM_ROWS * (2 + layout.folds * 4 * PER_ROW)
     per_step = layout.channels * CHANNEL_BYTES + len(layout.sites) * (counts + 8 * layout.folds)
     return plan.schedule.num_steps * per_step
+
+
+def count_latents(plan: Plan) -> int:
+    """Latents that the run stores, of all trajectories."""
+    if plan.sampler.latents == SELECTED:  # rules may differ per trajectory
+        return sum(len(plan.stored_steps(index)) for index in range(plan.trajectories_computed))
+    return plan.trajectories_computed * len(plan.stored_steps(0))
 
 
 def count_points(plan: Plan) -> int:
@@ -129,15 +145,16 @@ def refuse_full_disk(found: Estimate, *, needed: int, folder: Path) -> None:
 
 def describe(found: Estimate) -> str:
     """The estimate as the lines that are shown before a run."""
-    parts = [
-        f"conditioning {size(found.conditioning_bytes)}",
-        f"trajectories {size(found.trajectory_bytes)}",
-    ]
+    parts = [f"trajectories {size(found.trajectory_bytes)}"]
+    if found.conditioning_bytes:
+        parts.insert(0, f"conditioning {size(found.conditioning_bytes)}")
     if found.picture_bytes:
         parts.append(f"pictures at most {size(found.picture_bytes)}")
     if found.statistics_bytes:
         beside = f"statistics {size(found.statistics_bytes)} and up to twice that meanwhile"
         parts.append(beside)
+    if found.analysis_bytes:
+        parts.append(f"analysis {size(found.analysis_bytes)}")
     if found.export_bytes:
         parts.append(f"calibration.npz {size(found.export_bytes)}")
     return "\n".join(

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taqdit.errors import InputError, require
+from taqdit.prompt_sets import varied
 
-__all__ = ["Prompts", "file", "paper_20", "shapes"]
+__all__ = ["Prompts", "file", "paper_20", "shapes", "varied_1000"]
 
 MAX_BYTES = 1_000_000
 MAX_LINES = 10_000
@@ -30,10 +31,14 @@ _Rows = list[tuple[str, int | None]]
 
 @dataclass(frozen=True)
 class Prompts:
-    """P prompts in order, repeats kept; `seeds[p]` is a noise seed where the file gave one."""
+    """P prompts in order, repeats kept; `seeds[p]` is a noise seed where the file gave one.
+
+    Without `store_conditioning` what a model makes of the texts is encoded anew when it is needed.
+    """
 
     texts: tuple[str, ...]
     seeds: tuple[int | None, ...]
+    store_conditioning: bool = True
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -53,27 +58,59 @@ class Prompts:
         return (own + trajectory // len(self)) % SEEDS
 
 
-def shapes(*, num: int | None = None) -> Prompts:
+def shapes(*, num: int | None = None, store_conditioning: bool = True) -> Prompts:
     """Sixteen captions of the embedded model: every shape, colour, size, position, background."""
-    return _first(_read(_SETS / "shapes.txt"), num)
+    return _first(_read(_SETS / "shapes.txt"), num, store_conditioning)
 
 
-def paper_20(*, num: int | None = None) -> Prompts:
+def paper_20(*, num: int | None = None, store_conditioning: bool = True) -> Prompts:
     """Twenty varied prompts within CLIP's 77 tokens, for real weights."""
-    return _first(_read(_SETS / "paper_20.txt"), num)
+    return _first(_read(_SETS / "paper_20.txt"), num, store_conditioning)
 
 
-def file(*, path: str | None = None, num: int | None = None) -> Prompts:
+def varied_1000(*, num: int | None = None, store_conditioning: bool = True) -> Prompts:
+    """A thousand different prompts within CLIP's 77 tokens: ten families, twenty styles, balanced.
+
+    The first ones are as varied as their number allows: 10 show every family, 20 every style.
+    """
+    return _first([(text, None) for text in varied.compose()], num, store_conditioning)
+
+
+def file(
+    *,
+    path: str | None = None,
+    num: int | None = None,
+    store_conditioning: bool = True,
+    allow_outside: bool = False,
+) -> Prompts:
     """Prompts of a UTF-8 .txt (one a line, or `seed<TAB>prompt`) or .csv (column `prompt`).
 
     Blank lines are skipped, a repeated prompt counts twice, `num` keeps the first ones. A .csv
-    may have a column `seed`. `path` is relative to the working directory. Raises InputError
-    naming the line: not UTF-8, control or bidirectional characters, over 1 MB, 10,000 lines or
-    2,000 characters a prompt, no prompt at all.
+    may have a column `seed`. `path` is relative to the working directory; a file that does not lie
+    in there, links followed, is read with `allow_outside` alone: its lines would stand in records
+    and uploads. Raises InputError naming the line: not UTF-8, control or bidirectional characters,
+    over 1 MB, 10,000 lines or 2,000 characters a prompt, no prompt at all.
     """
     require((bool(path), f"path={path or 'null'} must name a .txt or .csv file: set prompts.path"))
     place = Path(str(path))
-    return _first(_read(place.expanduser() if place.parts[:1] == ("~",) else place), num)
+    place = place.expanduser() if place.parts[:1] == ("~",) else place
+    if not allow_outside:
+        _refuse_outside(place)
+    return _first(_read(place), num, store_conditioning)
+
+
+def _refuse_outside(path: Path) -> None:
+    """Raise InputError unless the file lies in the working directory, links followed."""
+    try:
+        here, place = Path.cwd().resolve(), path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, NUL
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"path={path} cannot be read: {reason}") from error
+    if not place.is_relative_to(here):
+        raise InputError(
+            f"path={path} lies outside the working directory {here}, and prompts stand in every"
+            " record and upload of a run; copy the file here, or set prompts.allow_outside=true"
+        )
 
 
 def refuse_characters(text: str, where: str) -> None:
@@ -88,13 +125,14 @@ def refuse_characters(text: str, where: str) -> None:
     )
 
 
-def _first(rows: _Rows, num: int | None) -> Prompts:
+def _first(rows: _Rows, num: int | None, store_conditioning: bool) -> Prompts:
     allowed = f"an integer in [1, {len(rows)}], the number of prompts, or null for all"
     whole = num is None or (isinstance(num, int) and not isinstance(num, bool))
     fits = whole and (num is None or 1 <= num <= len(rows))
     require((fits, f"num={num!r} must be {allowed}"))
     kept = rows[:num]
-    return Prompts(tuple(text for text, _ in kept), tuple(seed for _, seed in kept))
+    texts, seeds = zip(*kept, strict=True)
+    return Prompts(texts, seeds, store_conditioning)
 
 
 def _read(path: Path) -> _Rows:

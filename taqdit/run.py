@@ -55,6 +55,7 @@ def application() -> int:
     """The Hydra application on sys.argv; 0 at its end. Raises TaqditError, or what Hydra raises."""
     global failure
     failure, sweeping.report = None, None
+    configuration.refuse_code(sys.argv[1:], configuration.config_folder())
     app = hydra.main(
         version_base="1.3", config_path=str(configuration.config_folder()), config_name="config"
     )(job)

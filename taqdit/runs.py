@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from taqdit import config as configuration
 from taqdit.analysis.compare import step_weights
 from taqdit.analysis.profile import profile
 from taqdit.calibration import CalibrationSet, import_npz
-from taqdit.conditioning import Conditioning
+from taqdit.conditioning import Conditioning, UnstoredConditioning
 from taqdit.errors import CorruptError, InputError
 from taqdit.exports import ImportedStatistics, Statistics, open_statistics
 from taqdit.prompts import Prompts
 from taqdit.selection import Rule, bound, needs_evidence
 from taqdit.session import Session
 from taqdit.store import Stage, make_folder, publish_bytes, sha256_file
-from taqdit.trajectory import TrajectorySet
+from taqdit.trajectory_set import TrajectorySet
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,16 @@ class Run:
             self._rule(),
             cfg_scale=self.config["sampler"]["cfg_scale"],
             seed=self.config["sampler"]["seed"],
-            conditioning=Conditioning(self._stage("conditioning")).row,
+            conditioning=self._conditioning(),
         )
+
+    def _conditioning(self) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
+        """The row of a text: from the store, or encoded by the run's model if it stored none."""
+        if "conditioning" in self.record["stages"]:
+            return Conditioning(self._stage("conditioning")).row
+        model = cache(configuration.build(self.config["model"]).load)
+        texts = self.record["prompts"]
+        return UnstoredConditioning(texts, lambda text: model().encode(text), lambda: None).row
 
     def _rule(self) -> Rule:
         """The run's selection rule, shown the run's statistics if it needs them."""

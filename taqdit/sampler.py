@@ -15,6 +15,9 @@ from taqdit.errors import require
 
 __all__ = ["Sampler", "euler", "heun"]
 
+LATENTS = (ALL, SELECTED, FINAL) = ("all", "selected", "final")
+DTYPES = (AS_COMPUTED, HALF) = ("float32", "float16")
+
 Array = Any
 Denoise = Callable[[Array, int], Array]
 
@@ -45,6 +48,9 @@ class Sampler:
 
     Batch k holds the trajectories k * batch_size .. (k + 1) * batch_size - 1 and is always
     computed whole: the last bits of a latent depend on the rows it shared a forward with.
+
+    `latents` says which are stored: of all steps, of the selected ones and the final one, or the
+    final one alone; `latents_dtype` what they are rounded to when stored.
     """
 
     name: str
@@ -54,6 +60,13 @@ class Sampler:
     num_trajectories: int
     batch_size: int
     images: bool
+    latents: str = ALL
+    latents_dtype: str = AS_COMPUTED
+
+    @property
+    def stores_all(self) -> bool:
+        """Whether the latents of all steps are stored as they were computed."""
+        return (self.latents, self.latents_dtype) == (ALL, AS_COMPUTED)
 
     def evaluations(self, num_steps: int) -> int:
         """Model evaluations of one trajectory."""
@@ -74,6 +87,8 @@ def _sampler(
     num_trajectories: int,
     batch_size: int,
     images: bool,
+    latents: str,
+    latents_dtype: str,
 ) -> Sampler:
     require(
         (
@@ -86,8 +101,23 @@ def _sampler(
             f"num_trajectories={num_trajectories} must lie in [1, 1048576]",
         ),
         (1 <= batch_size <= 1024, f"batch_size={batch_size} must lie in [1, 1024]"),
+        (latents in LATENTS, f"latents={latents} must be one of {', '.join(LATENTS)}"),
+        (
+            latents_dtype in DTYPES,
+            f"latents_dtype={latents_dtype} must be one of {', '.join(DTYPES)}",
+        ),
     )
-    return Sampler(name, advance, float(cfg_scale), seed, num_trajectories, batch_size, images)
+    return Sampler(
+        name,
+        advance,
+        float(cfg_scale),
+        seed,
+        num_trajectories,
+        batch_size,
+        images,
+        latents,
+        latents_dtype,
+    )
 
 
 def euler(
@@ -97,6 +127,8 @@ def euler(
     num_trajectories: int = 16,
     batch_size: int = 8,
     images: bool = True,
+    latents: str = ALL,
+    latents_dtype: str = AS_COMPUTED,
 ) -> Sampler:
     """First order, one model evaluation per step; bit-equal to DiffusionKit's `sample_euler`."""
     return _sampler(
@@ -107,6 +139,8 @@ def euler(
         num_trajectories=num_trajectories,
         batch_size=batch_size,
         images=images,
+        latents=latents,
+        latents_dtype=latents_dtype,
     )
 
 
@@ -117,6 +151,8 @@ def heun(
     num_trajectories: int = 16,
     batch_size: int = 8,
     images: bool = True,
+    latents: str = ALL,
+    latents_dtype: str = AS_COMPUTED,
 ) -> Sampler:
     """Second order, two model evaluations per step (one in the last)."""
     return _sampler(
@@ -127,4 +163,6 @@ def heun(
         num_trajectories=num_trajectories,
         batch_size=batch_size,
         images=images,
+        latents=latents,
+        latents_dtype=latents_dtype,
     )

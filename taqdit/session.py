@@ -19,6 +19,7 @@ from taqdit.exports import open_statistics
 from taqdit.figures import run_figures
 from taqdit.figures.latents import chosen_steps
 from taqdit.findings import Findings, analyse_run
+from taqdit.memory import told_by_batch_size
 from taqdit.plan import (
     Plan,
     conditioning_inputs,
@@ -29,6 +30,7 @@ from taqdit.plan import (
 from taqdit.progress import Progress
 from taqdit.selection import bound, needs_evidence
 from taqdit.showing import Showing
+from taqdit.source import source_digest
 from taqdit.stages import (
     Bench,
     KeptAnalysis,
@@ -41,7 +43,7 @@ from taqdit.store import make_folder, publish_json, sha256_file
 from taqdit.tracking import Tracker
 from taqdit.tracking.groups import run_date, sweep_group
 from taqdit.tracking.secrets import mask_secrets
-from taqdit.trajectory import TrajectorySet
+from taqdit.trajectory_set import TrajectorySet
 
 log = logging.getLogger(__name__)
 TRACED = {"statistics", "analysis", "figures", "report"}  # stages that need statistics
@@ -52,6 +54,7 @@ class Session:
     """One run in one folder."""
 
     def __init__(self, plan: Plan, folder: Path, *, choices: Mapping[str, str]) -> None:
+        source_digest()  # of the code that runs, should it be edited meanwhile
         self.plan, self.folder, self.choices = plan, folder, dict(choices)
         self.store = plan.output_dir / "store"
         self.bench = Bench(plan, self.store)
@@ -66,7 +69,8 @@ class Session:
         status, error = "failed", None
         make_folder(self.folder)
         try:
-            status = self._run()
+            with told_by_batch_size(self.plan.sampler.batch_size):
+                status = self._run()
         except TaqditError as caught:
             error = caught
             raise
@@ -119,10 +123,9 @@ class Session:
         return sum(path.stat().st_size for path in files if path.suffix in (".safetensors", ".png"))
 
     def _fingerprints(self) -> dict[str, str]:
-        marks = {
-            "conditioning": fingerprint(conditioning_inputs(self.plan)),
-            "trajectories": fingerprint(trajectory_inputs(self.plan)),
-        }
+        marks = {"trajectories": fingerprint(trajectory_inputs(self.plan))}
+        if self.plan.prompts.store_conditioning:
+            marks = {"conditioning": fingerprint(conditioning_inputs(self.plan)), **marks}
         if self._traces:
             marks["statistics"] = fingerprint(statistics_inputs(self.plan))
             if self._analyses and "weights" in self.plan.stages:

@@ -18,8 +18,9 @@ from taqdit.overview import LayerTable
 from taqdit.page import write_page
 from taqdit.plan import Plan
 from taqdit.plots.style import publish_csv
+from taqdit.sampler import ALL
 from taqdit.tracking import Tracker
-from taqdit.trajectory import TrajectorySet
+from taqdit.trajectory_set import TrajectorySet
 
 LAYERS_CSV = "layers.csv"
 
@@ -37,8 +38,10 @@ class Showing:
 
     def trajectories(self, trajectories: TrajectorySet) -> None:
         """The latents' curves, pictures and selected steps."""
-        found = latent_statistics(trajectories)
-        log_curves(trajectories, found, self.tracker)
+        found = None
+        if self.plan.sampler.latents == ALL:
+            found = latent_statistics(trajectories)
+            log_curves(trajectories, found, self.tracker)
         self._draw(latent_figures(self.plan, trajectories, found))
 
     def statistics(self, statistics: Any, chosen: Sequence[Sequence[int]]) -> None:

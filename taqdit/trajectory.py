@@ -1,8 +1,9 @@
-"""Trajectories: the latents of every step, from noise to image, as one shard each.
+"""Trajectories: the latents of the steps, from noise to image, as one shard each.
 
 Sampling is a generator over the steps of a batch; the caller decides what to keep and when to
 stop. Shapes: a batch of N latents is (N, h, w, 16); a stored trajectory is (num_steps + 1, h, w,
-16), float32, the last one the final latent that the VAE decodes.
+16), float32, the last one the final latent that the VAE decodes. One that keeps fewer steps names
+them in a tensor `steps` (k,) int32.
 """
 
 from __future__ import annotations
@@ -10,14 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from taqdit.errors import NumericError
-from taqdit.images import picture_name, picture_owner, read_picture
 from taqdit.prompts import Prompts
 from taqdit.sampler import Sampler
 from taqdit.store import Stage, sha256_hex
@@ -197,12 +195,21 @@ def write_trajectory(
     sigmas: np.ndarray,
     timesteps: np.ndarray,
     prompts: Prompts,
+    steps: np.ndarray | None = None,
+    dtype: str = "float32",
 ) -> None:
-    """Publish one trajectory: latents (num_steps + 1, h, w, 16), sigmas, timesteps."""
+    """Publish one trajectory: sigmas, timesteps and of latents (num_steps + 1, h, w, 16) those of
+    `steps` (None: all), rounded to `dtype`. Raises NumericError if one does not fit it."""
     index = batch.indices[row]
+    kept = latents if steps is None else latents[steps]
     stage.write(
         shard_name(index),
-        {"latents": latents, "sigmas": sigmas, "timesteps": timesteps},
+        {
+            "latents": _rounded(kept, dtype, index),
+            "sigmas": sigmas,
+            "timesteps": timesteps,
+            **({} if steps is None else {"steps": steps.astype(np.int32)}),
+        },
         kind=KIND,
         index=index,
         metadata={
@@ -214,63 +221,26 @@ def write_trajectory(
     )
 
 
+def _rounded(latents: np.ndarray, dtype: str, index: int) -> np.ndarray:
+    if latents.dtype == dtype:
+        return latents
+    with np.errstate(over="ignore"):
+        found = latents.astype(dtype, copy=False)
+    if not np.isfinite(found).all():
+        largest = float(np.abs(latents).max())
+        raise NumericError(
+            f"a latent of trajectory {index} reaches {largest:.4g}, beyond {dtype};"
+            " set sampler.latents_dtype=float32"
+        )
+    return found
+
+
 def read_trajectory(stage: Stage, index: int) -> dict[str, np.ndarray]:
     """latents, sigmas and timesteps of a stored trajectory. Raises CorruptError."""
     return stage.read(shard_name(index), kind=KIND, index=index).tensors
 
 
-class TrajectorySet:
-    """Read access to the first `count` trajectories of a stage; every shard verified when read."""
-
-    def __init__(self, stage: Stage, *, count: int, prompts: Prompts) -> None:
-        self._stage, self._count, self.prompts = stage, count, prompts
-        self._shard = lru_cache(maxsize=4)(self._read)
-        first = self._shard(0)
-        self.sigmas: np.ndarray = first["sigmas"]
-        self.timesteps: np.ndarray = first["timesteps"]
-
-    def __len__(self) -> int:
-        return self._count
-
-    @property
-    def folder(self) -> Path:
-        """Where the stage is."""
-        return self._stage.folder
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the stage: names everything that went into the latents."""
-        return self._stage.fingerprint
-
-    @property
-    def backends(self) -> list[dict[str, Any]]:
-        """On which backends the stage was made."""
-        return self._stage.backends
-
-    @property
-    def num_steps(self) -> int:
-        """Model evaluations per trajectory; one less than its latents."""
-        return len(self.sigmas) - 1
-
-    def latents(self, index: int) -> np.ndarray:
-        """(num_steps + 1, h, w, 16) float32 of one trajectory. Raises CorruptError."""
-        return self._shard(index)["latents"]
-
-    def picture_path(self, index: int) -> Path:
-        """The PNG of one trajectory."""
-        return self._stage.path(picture_name(index))
-
-    def picture(self, index: int) -> np.ndarray:
-        """Decoded picture (H, W, 3) uint8 of one trajectory. Raises CorruptError."""
-        path = self.picture_path(index)
-        return read_picture(path, owner=picture_owner(self._stage.fingerprint, index))
-
-    def _read(self, index: int) -> dict[str, np.ndarray]:
-        if not 0 <= index < self._count:
-            raise IndexError(f"trajectory {index} of {self._count}")
-        return read_trajectory(self._stage, index)
-
-
 def final_latent(stage: Stage, index: int) -> np.ndarray:
-    """The last latent (h, w, 16) of a stored trajectory. Raises CorruptError."""
-    return read_trajectory(stage, index)["latents"][-1]
+    """The last latent (h, w, 16) float32 of a stored trajectory. Raises CorruptError."""
+    latent: np.ndarray = read_trajectory(stage, index)["latents"][-1].astype(np.float32)
+    return latent

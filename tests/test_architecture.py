@@ -8,19 +8,19 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "taqdit"
 LEVELS = {
     -1: ("errors",),  # open to all
-    0: ("backend", "store", "typecheck", "progress", "source"),
+    0: ("backend", "store", "typecheck", "progress", "source", "prompt_sets", "memory"),
     1: (
         *("schedule", "sampler", "selection", "subset", "arguments", "archive", "prompts"),
         *("images", "statistics", "quantizer"),
     ),
     2: ("timestep_selection", "points", "npz", "models", "tracer", "tracking", "overview"),
     3: ("conditioning", "trajectory", "calibration", "latents", "activations", "analysis"),
-    4: ("plots", "report", "layer_summary", "exports"),
+    4: ("trajectory_set", "plots", "report", "layer_summary", "exports"),
     5: ("plan", "comparing"),
     6: ("config", "stages", "figures", "preflight"),
     7: ("record", "exits", "page", "findings"),
     8: ("showing", "delivery"),
-    9: ("session", "comparison"),
+    9: ("session", "comparison", "survey"),
     10: ("sweeping",),
     11: ("run", "runs"),
     12: ("verbs",),

@@ -38,6 +38,9 @@ class FakeTrajectories:
         noise = rng.standard_normal((steps, *self._size, 16), np.float32)
         return noise + np.float32(index) + np.arange(steps, dtype=np.float32)[:, None, None, None]
 
+    def latents_at(self, index, steps):
+        return self.latents(index)[steps]
+
 
 def row(text):
     rng = np.random.default_rng(len(text) + 1)

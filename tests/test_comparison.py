@@ -241,7 +241,7 @@ def test_selections_that_differ_are_told_apart_by_the_root_of_the_squares(four, 
     assert found.verdict["cfg_scale=4"][1] == (
         "dense_middle is better than paper_uniform at k = 12 by 0.400 dB +- 0.028"
     )
-    assert "lowest loss: dense_middle" in found.verdict["cfg_scale=4"][0]
+    assert "lowest loss at 8 bits: dense_middle" in found.verdict["cfg_scale=4"][0]
     page = found.page.read_text()
     assert "Runs are told apart without pairing" in page
     assert "† the steps were chosen from the same statistics" in page
@@ -265,7 +265,7 @@ def test_many_selections_are_set_against_the_best(tmp_path):
     runs = [made(tmp_path / name, rule=name, loss=loss) for name, loss in losses.items()]
     found = compare(runs, tmp_path / "into")
     (lines,) = found.verdict.values()
-    assert lines[0].startswith("lowest loss: a")
+    assert lines[0].startswith("lowest loss at 8 bits: a")
     assert lines[1] == "do not differ from it beyond the interval: b 0.110"
     assert lines[2] == "worse: d 0.200, c 0.500"
     assert lines[3] == "of all 6 pairs 5 differ beyond their interval"

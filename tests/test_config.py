@@ -5,6 +5,7 @@ import inspect
 from pathlib import Path
 
 import pytest
+from ledger import shows
 from omegaconf import OmegaConf
 
 from taqdit import config
@@ -69,7 +70,7 @@ def test_every_preset_composes_and_checks(option, tmp_path):
     overrides = [f"{group}={name}"]
     if option == ("prompts", "file"):
         (tmp_path / "p.txt").write_text("a red circle\n")
-        overrides.append(f"prompts.path={tmp_path / 'p.txt'}")
+        overrides += [f"prompts.path={tmp_path / 'p.txt'}", "prompts.allow_outside=true"]
     if option == ("timestep_selection", "explicit"):
         overrides.append("timestep_selection.steps=[0,5,-1]")
     assert config.check(config.compose_config(overrides)) == []
@@ -164,6 +165,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("target", HOSTILE)
+@shows("P17", "targets with nothing but a name: refused", trials=1)
 def test_a_target_outside_the_options_is_refused(target):
     with pytest.raises(ConfigError, match="_target_="):
         config.build({"_target_": target})
@@ -217,7 +219,8 @@ def test_wrong_arguments_and_types_name_the_parameter():
     assert "num_steps, shift" in caught.value.args[1]
 
 
-def test_config_problems_come_before_input_problems(tmp_path):
+def test_config_problems_come_before_input_problems(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     overrides = ["prompts=file", f"prompts.path={tmp_path / 'none.txt'}"]
     with pytest.raises(InputError):
         config.plan(config.compose_config(overrides))
@@ -245,11 +248,14 @@ def _covers(key, path):
     return path == key or path.startswith(f"{key}.")
 
 
+@shows("P6", "every key is listed as one that counts or as one that does not")
 @pytest.mark.parametrize("preset", [[], ["prompts=file", "prompts.path=p.txt"]])
 def test_every_key_is_on_one_side(preset):
     plain = OmegaConf.to_container(config.compose_config(preset), resolve=True)
-    for path in leaves(plain):
+    paths = list(leaves(plain))
+    for path in paths:
         assert len(side(path)) == 1, path
+    return len(paths)
 
 
 def test_every_numeric_key_is_tried():
@@ -271,6 +277,8 @@ CHANGES = {  # one other value for every key that changes numbers, and for those
     "sampler.cfg_scale": 3.0,
     "sampler.seed": 1,
     "sampler.batch_size": 4,
+    "sampler.latents": "final",
+    "sampler.latents_dtype": "float16",
     "model.low_memory": True,
     "sampler.num_trajectories": 3,
     "sampler.images": False,
@@ -308,6 +316,7 @@ def mark(changes, inputs=trajectory_inputs):
     return fingerprint(inputs(config.plan(composed)))
 
 
+@shows("P6", "a key changed: another fingerprint exactly when it counts", trials=1)
 @pytest.mark.parametrize("key", sorted(CHANGES))
 def test_a_key_changes_the_fingerprint_exactly_when_it_is_numeric(key):
     numeric = any(_covers(k, key) for k in NUMERIC)
@@ -395,7 +404,8 @@ def problems_of(overrides):
     return [problem.text for problem in config.check(config.compose_config(overrides))]
 
 
-def test_the_content_of_a_prompt_file_counts_not_its_path(tmp_path):
+def test_the_content_of_a_prompt_file_counts_not_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     marks = []
     for name, text in (("a.txt", "a cat\n"), ("b.txt", "a cat\n"), ("c.txt", "a dog\n")):
         (tmp_path / name).write_text(text)

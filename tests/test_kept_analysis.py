@@ -303,3 +303,10 @@ def test_a_malformed_choice_is_damage(first, tmp_path):
     assert (entry / "choices.safetensors.bad-1").exists()
     with pytest.raises(CorruptError):
         found.read("choices.safetensors", kind="analysis", index="overview")
+
+
+def test_code_that_was_edited_meanwhile_keeps_nothing(tmp_path, monkeypatch):
+    """It would be filed under code that may not have made it."""
+    monkeypatch.setattr(stage, "source_unchanged", lambda: False)
+    launched(tmp_path)
+    assert not list((tmp_path / "store" / "analysis").glob("*/*.safetensors"))

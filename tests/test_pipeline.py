@@ -212,7 +212,7 @@ def test_preflight_only_writes_nothing_into_the_store(taqdit, tmp_path):
     channels = 4096 + 1536 + (24 * (3 * 1536 + 6144)) + (23 * (3 * 1536 + 6144) + 1536)
     histograms = 191 * (42 * (2 + 8 * 16 * 4) + 8 * 8)
     statistics = 100 * (36 * channels + histograms)
-    total = latents + pictures + rows + npz + 3 * statistics
+    total = latents + pictures + rows + npz + 3 * statistics + 191 * 100 * 10_000
     assert f"({total:,} bytes)" in done.stderr
     assert "3,200 of 16 rows" in done.stderr
     assert not (tmp_path / "outputs" / "store").exists()

@@ -14,20 +14,32 @@ def estimate(*overrides, free=10**12):
     return preflight.estimate(config.plan(config.compose_config(overrides)), free_bytes=free)
 
 
-def test_the_estimate_is_what_a_run_writes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode", ["", "latents=selected", "latents=final", "latents_dtype=float16"])
+def test_the_estimate_is_what_a_run_writes(tmp_path, monkeypatch, mode):
     """Data bytes agree within the headers of the files."""
     monkeypatch.chdir(tmp_path)
-    found = estimate(*ANALYTIC)
-    run = package.launch(ANALYTIC)
+    overrides = [*ANALYTIC, *([f"sampler.{mode}"] if mode else [])]
+    found = estimate(*overrides)
+    run = package.launch(overrides)
     shards = list(tmp_path.glob("outputs/store/trajectories/*/*.safetensors"))
     written = sum(path.stat().st_size for path in shards)
     headers = 800 * len(shards)
     assert found.trajectory_bytes <= written <= found.trajectory_bytes + headers
-    npz = (run.folder / "calibration.npz").stat().st_size
+    exported = run.folder / "calibration.npz"
+    npz = exported.stat().st_size if exported.exists() else 0
     assert found.export_bytes <= npz <= found.export_bytes + 4000
+    assert exported.exists() is (mode != "latents=final")
     pictures = sum(p.stat().st_size for p in tmp_path.glob("outputs/store/trajectories/*/*.png"))
     assert pictures <= found.picture_bytes
-    assert found.points == run.summary["calibration"]["points"]
+    if exported.exists():
+        assert found.points == run.summary["calibration"]["points"]
+
+
+def test_conditioning_that_is_not_stored_takes_no_room():
+    assert estimate().conditioning_bytes > 0
+    found = estimate("prompts.store_conditioning=false")
+    assert found.conditioning_bytes == 0
+    assert "conditioning" not in preflight.describe(found)
 
 
 def test_forwards_follow_sampler_and_batches():

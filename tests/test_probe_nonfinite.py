@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from ledger import shows
 from statistics_oracle import assert_channels, assert_histogram
 from traced import TEXTS, Conditioned, Tracing
 
@@ -40,6 +41,7 @@ def test_a_poisoned_weight_stops_at_the_first_site_behind_it(model, guided):
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("row", [1, 3])  # the positive and the negative of the same trajectory
+@shows("P8", "NaN, Inf, -Inf in a conditioning row: site, step and prompt are named", trials=1)
 def test_the_trajectory_that_holds_nan_is_named(model, guided, row, value):
     def poisoned(texts):
         tokens, pooled = guided(texts)
@@ -63,6 +65,7 @@ def test_the_step_that_holds_nan_is_named(model, guided):
 
 
 @pytest.mark.parametrize("step", [0, 2])
+@shows("P8", "NaN in an activation of the first and the last step: no batch ends before", trials=1)
 def test_a_batch_does_not_end_before_its_last_step_was_looked_at(model, guided, step):
     def change(name, array):
         here = name == "mm_01_txt.fc1_in" and len(taps.kept) == step
@@ -94,6 +97,7 @@ def spoiled(model, guided):
 
 
 @pytest.mark.parametrize("step", range(2))
+@shows("P8", "tracer.nonfinite=count: NaN and Inf are counted, and in no moment", trials=1)
 def test_values_that_are_no_number_are_counted_and_left_out(spoiled, step):
     found, activations = spoiled.steps[step], spoiled.activations[step]
     if step:

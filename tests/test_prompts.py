@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ledger import shows
 
 from taqdit import prompts
 from taqdit.errors import ConfigError, InputError
@@ -34,6 +35,12 @@ TWO = (
     rf"{ON} background with a {OBJECT} {BESIDE} a {OBJECT}",
     rf"{OBJECT} {BESIDE} {OBJECT}, {ON} background",
 )
+
+
+@pytest.fixture(autouse=True)
+def _working_directory(tmp_path, monkeypatch):
+    """The files of a test lie where it works."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -129,7 +136,7 @@ def test_what_is_written_is_read(tmp_path_factory, texts):
     path = tmp_path_factory.getbasetemp() / "round.txt"
     path.write_text("\n".join(texts), encoding="utf-8", newline="\n")
     expected = tuple(unicodedata.normalize("NFC", text).strip() for text in texts)
-    assert prompts.file(path=str(path)).texts == expected
+    assert prompts.file(path=str(path), allow_outside=True).texts == expected
 
 
 def test_relative_paths_start_at_the_working_directory(write, monkeypatch):
@@ -191,12 +198,14 @@ REFUSED_CSV = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
+@shows("P19", "hostile text files: refused by the line, in one line", trials=1)
 def test_refused_text_files(write, name):
     content, message = REFUSED[name]
     _assert_refused(write(content), message)
 
 
 @pytest.mark.parametrize("name", REFUSED_CSV)
+@shows("P19", "hostile CSV files: refused by the line, in one line", trials=1)
 def test_refused_csv_files(write, name):
     content, message = REFUSED_CSV[name]
     _assert_refused(write(content, "p.csv"), message)
@@ -226,3 +235,73 @@ def test_things_that_are_not_prompt_files(tmp_path):
     for path in (None, ""):
         with pytest.raises(ConfigError, match=r"prompts\.path"):
             prompts.file(path=path)
+
+
+SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
+
+
+def outside(kind, elsewhere):
+    """A path to the secret file elsewhere/key.txt, from a working directory beside it."""
+    if kind == "absolute":
+        return str(elsewhere / "key.txt")
+    if kind == "upwards":
+        return "../elsewhere/key.txt"
+    if kind == "home":
+        return "~/key.txt"
+    if kind == "link":
+        Path("mine.txt").symlink_to(elsewhere / "key.txt")
+        return "mine.txt"
+    if kind == "link to a link":
+        Path("one.txt").symlink_to("two.txt")
+        Path("two.txt").symlink_to("../elsewhere/key.txt")
+        return "one.txt"
+    if kind == "linked folder":
+        Path("folder").symlink_to(elsewhere)
+        return "folder/key.txt"
+    return str(Path.cwd()) + "/../elsewhere/key.txt"  # begins like the working directory
+
+
+@pytest.mark.parametrize(
+    "kind", ["absolute", "upwards", "home", "link", "link to a link", "linked folder", "prefix"]
+)
+@shows("P19", "files outside the working directory, also behind links: only when told to", trials=1)
+def test_a_file_outside_needs_to_be_allowed(tmp_path, monkeypatch, kind):
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (here := tmp_path / "here").mkdir()
+    (elsewhere / "key.txt").write_text(SECRET)
+    monkeypatch.setenv("HOME", str(elsewhere))
+    monkeypatch.chdir(here)
+    path = outside(kind, elsewhere)
+    with pytest.raises(InputError) as caught:
+        prompts.file(path=path)
+    text = str(caught.value)
+    assert "lies outside the working directory" in text
+    assert text.endswith("or set prompts.allow_outside=true")
+    assert SECRET not in text
+    assert text.isprintable()
+    assert prompts.file(path=path, allow_outside=True).texts == (SECRET,)
+
+
+def test_a_folder_whose_name_begins_like_the_working_directory_is_outside(tmp_path, monkeypatch):
+    for name in ("here", "here_too"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "p.txt").write_text(name)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="outside"):
+        prompts.file(path=str(tmp_path / "here_too" / "p.txt"))
+    assert prompts.file(path=str(tmp_path / "here" / "p.txt")).texts == ("here",)
+
+
+def test_a_working_directory_behind_a_link_is_itself(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "p.txt").write_text("here")
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path / "link")
+    for path in ("p.txt", "../link/p.txt", str(tmp_path / "real" / "p.txt")):
+        assert prompts.file(path=path).texts == ("here",)
+
+
+def test_a_loop_of_links_is_no_file(tmp_path):
+    (tmp_path / "a.txt").symlink_to("b.txt")
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    _assert_refused(str(tmp_path / "a.txt"), "cannot be read")

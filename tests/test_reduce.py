@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ledger import shows
 from statistics_oracle import (
     assert_channels,
     assert_equal,
@@ -81,6 +82,7 @@ def as_numpy(activation):
 # --- reductions -----------------------------------------------------------------------------
 
 
+@shows("P10", "any activation on the device: moments as float64", trials=120)
 @settings(max_examples=120, deadline=None)
 @given(activation=activations(), masked=st.booleans())
 def test_reductions_agree_with_float64(activation, masked):
@@ -95,6 +97,7 @@ def test_reductions_agree_with_float64(activation, masked):
 
 
 @pytest.mark.parametrize("type_", TYPES)
+@shows("P10", "a mean of 1,000 deviations in each type: variance within 1e-6", trials=1)
 def test_the_variance_of_a_far_mean_is_kept_over_many_rows(type_):
     rng = np.random.default_rng(5)
     spread = 1 if type_ == "float32" else 8  # half precision has no more digits at 1000

@@ -4,6 +4,9 @@ Workers stand for processes: each holds claims of its own, and what dies lets th
 deaths and what was stored before are drawn; nothing of them may show in what is published.
 """
 
+import errno
+import os
+import re
 from collections import Counter
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,7 +23,8 @@ from statistics_oracle import sums_of
 
 from taqdit import activations
 from taqdit.schedule import flow
-from taqdit.stages import statistics
+from taqdit.stages import bench, statistics
+from taqdit.stages.trajectories import TrajectoryWork
 from taqdit.statistics import Layout, Site
 from taqdit.store import Stage
 from taqdit.store.disk import Disk
@@ -73,7 +77,10 @@ class Worker(statistics.StatisticsWork):
             traced_batches=world.batches,
         )
         work = SimpleNamespace(
-            sigmas=SIGMAS, timesteps=1000 * SIGMAS, is_stored=lambda n: n in world.stored
+            sigmas=SIGMAS,
+            timesteps=1000 * SIGMAS,
+            is_stored=lambda n: n in world.stored,
+            stage=SimpleNamespace(claimants=lambda _: []),
         )
         super().__init__(SimpleNamespace(plan=plan), world.stage(), work)
 
@@ -218,6 +225,56 @@ def test_a_stage_that_others_are_at_is_sealed_by_the_last(tmp_path):
         assert "SEALED.json" not in world.files()
         long.work_to_the_end()
         assert "SEALED.json" in world.files()
+
+
+def test_batches_ahead_wait_where_much_lies_to_be_merged():
+    """Once it is merged it is kept as a checkpoint, and there is room again."""
+    with new_world(batches=6) as world:
+        owner, ahead = Worker(world), Worker(world)
+        owner.catch_up()
+        for number, crowded in ((1, False), (2, False), (3, True)):
+            ahead.sample(number)
+            assert ahead.crowded is crowded
+        owner.sample(0)
+        owner.catch_up()
+        assert not ahead.crowded
+        owner.work_to_the_end()
+        assert world.forwards == once(6)
+
+
+def test_the_first_batch_of_all_is_never_put_off(tmp_path):
+    asked = []
+    work = TrajectoryWork.__new__(TrajectoryWork)
+    work.stage = World(tmp_path).stage()
+    work._complete_batch = lambda number, _: asked.append(number)
+    crowd = SimpleNamespace(crowded=True, catch_up=lambda: False)
+    assert [work._try(number, 3, crowd) for number in (3, 4)] == [True, False]
+    assert asked == [3]
+
+
+def test_without_file_locks_the_bytes_are_the_same(reference):
+    """Every claim is granted where the file system knows no locks, so work is done twice."""
+    error = OSError(errno.ENOLCK, "no locks")
+    with new_world() as world, patch("fcntl.flock", side_effect=error):
+        workers = [Worker(world) for _ in range(2)]
+        for number in range(BATCHES):
+            workers[number % 2].catch_up()
+            workers[number % 2].sample(number)
+        finish(world, workers)
+        assert set(world.forwards) == set(once(BATCHES))
+        assert {name: world.files()[name] for name in reference} == reference
+
+
+def test_who_is_waited_for_is_said_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(bench, "PATIENCE", -1.0)
+    monkeypatch.setattr(bench, "POLL_SECONDS", 0.0)
+    stage = World(tmp_path).stage()
+    with stage.claim("batch-000003"), caplog.at_level("INFO"):
+        waiting = bench.Waiting(stage)
+        for _ in range(3):
+            waiting.pause()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(rf"waiting for batch-000003 \(host .+, process {os.getpid()}\)", said)
 
 
 def test_a_corrupt_part_is_moved_aside_and_made_again(reference):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from ledger import shows
 from statistics_oracle import (
     EXACT,
     assert_channels,
@@ -81,6 +82,7 @@ def test_a_batch_is_what_float64_says(stream):
         assert_histogram(Histogram.of([found.values[site]], low=low, high=high), values)
 
 
+@shows("P10", "any stream in any split and order", trials=150)
 @settings(max_examples=150, deadline=None)
 @given(stream=streams(min_rows=2), data=st.data())
 def test_any_split_gives_the_same(stream, data):

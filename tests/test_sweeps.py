@@ -106,6 +106,15 @@ def test_the_command_line_replaces_what_a_preset_sweeps():
     assert alone.overrides == ("sampler.seed=4",)
 
 
+def test_a_sweep_refreshes_nothing():
+    """Each job would set aside what the one before it has made anew; a single job may."""
+    for job in jobs_of("refresh=[trajectories]", "sampler.seed=1,2"):
+        (problem,) = job.problems
+        assert problem.text.startswith("refresh=['trajectories'] would do it in every job; refresh")
+    (alone,) = jobs_of("refresh=[trajectories]", "sampler.seed=1")
+    assert alone.problems == ()
+
+
 def test_a_job_knows_its_folder(tmp_path):
     where = [f"output_dir={tmp_path}", "sampler.seed=1,2"]
     first, second = jobs_of(*where)

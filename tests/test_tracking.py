@@ -18,6 +18,7 @@ import wandb_files
 import wandb_stub
 import yaml
 from conftest import ANALYTIC
+from ledger import shows
 from PIL import Image
 
 from taqdit import tracking
@@ -544,6 +545,7 @@ def test_what_looks_like_a_secret_is_masked(monkeypatch):
     assert config["apiKey"] == "abc"  # a copy
 
 
+@shows("P18", "a key in settings, texts and the environment: in no file of a run", trials=1)
 def test_the_key_is_in_no_file_of_a_run(folder, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(sys, "argv", ["taqdit", f"+note={KEY}"])
@@ -591,6 +593,11 @@ def complete(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", ["raise", "hang"])
 @pytest.mark.parametrize("where", ["init", "log", "log_artifact", "finish"])
+@shows(
+    "P15",
+    "W&B raises or hangs in init, log, log_artifact, finish: the record is complete",
+    trials=1,
+)
 def test_a_wandb_that_fails_harms_nothing(where, how, folder, fake, caplog, tmp_path, monkeypatch):
     wandb = fake(where, how)
     tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
@@ -727,6 +734,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@shows("P15", "W&B sleeps in import, init, log, finish, its exit hook: the process ends", trials=1)
 def test_the_process_ends_though_wandb_sleeps(fault, tmp_path):
     module, ending, warned = FAULTS[fault]
     (tmp_path / "fake").mkdir()
@@ -743,6 +751,7 @@ def test_the_process_ends_though_wandb_sleeps(fault, tmp_path):
     assert (tmp_path / "run" / "hook").exists() == (fault == "exit hook")
 
 
+@shows("P18", "an online run: neither command line nor key is sent", trials=1)
 def test_the_command_line_and_the_key_stay_at_home(tmp_path):
     with wandb_stub.Server() as server:
         environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
@@ -755,6 +764,7 @@ def test_the_command_line_and_the_key_stay_at_home(tmp_path):
     assert KEY not in str(sent)
 
 
+@shows("P15", "a server that stops answering in mid-run", trials=1)
 def test_an_outage_in_mid_run_costs_the_patience_it_was_given(tmp_path):
     with wandb_stub.Server(stall=True) as server:
         environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}

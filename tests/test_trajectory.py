@@ -10,6 +10,7 @@ from taqdit.prompts import Prompts
 from taqdit.sampler import euler, heun
 from taqdit.schedule import flow
 from taqdit.store import Stage
+from taqdit.trajectory_set import TrajectorySet
 
 TEXTS = ("a large red circle at the center on a white background", "small blue ring, top")
 PROMPTS = Prompts(TEXTS, (None, None))
@@ -169,7 +170,7 @@ def write_two(folder, *, latents):
 def test_a_set_reads_what_was_written(tmp_path):
     latents = np.random.default_rng(0).standard_normal((2, 3, 4, 4, 16)).astype(np.float32)
     stage = write_two(tmp_path, latents=latents)
-    found = trajectory.TrajectorySet(stage, count=2, prompts=PROMPTS)
+    found = TrajectorySet(stage, count=2, prompts=PROMPTS)
     assert (len(found), found.num_steps) == (2, 2)
     np.testing.assert_array_equal(found.latents(1), latents[1])
     np.testing.assert_array_equal(trajectory.final_latent(stage, 0), latents[0, -1])
@@ -180,7 +181,7 @@ def test_a_set_reads_what_was_written(tmp_path):
 
 def test_a_damaged_trajectory_is_not_read(tmp_path):
     stage = write_two(tmp_path, latents=np.ones((2, 3, 4, 4, 16), np.float32))
-    found = trajectory.TrajectorySet(stage, count=2, prompts=PROMPTS)
+    found = TrajectorySet(stage, count=2, prompts=PROMPTS)
     path = stage.path(trajectory.shard_name(1))
     path.write_bytes(path.read_bytes()[:-7] + b"\x01" + path.read_bytes()[-6:])
     with pytest.raises(CorruptError):

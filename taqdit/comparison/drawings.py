@@ -18,7 +18,7 @@ from taqdit.plots.pictures import picture_table, picture_table_table
 from taqdit.prompts import Prompts
 from taqdit.statistics import StepStatistics
 from taqdit.store import Stage
-from taqdit.trajectory import TrajectorySet
+from taqdit.trajectory_set import TrajectorySet
 
 HEADING = "Comparison"
 PICTURES, COLUMNS = 4, 6  # rows, columns
@@ -156,20 +156,29 @@ def _stage(run: RunResult, name: str) -> Stage:
 
 def _ticks(curves: Sequence[tuple[Group, plots.RangeCurve]]) -> list[plots.Ticks]:
     """A row per selection; one for all sets in which it chooses the same timesteps."""
-    found: dict[tuple[str, tuple[float, ...]], int] = {}
+    found: dict[tuple[str, tuple[float, ...]], tuple[int, str]] = {}
     for group, curve in curves:
         total = len(curve.timesteps)
         for row in group.rows:
             steps = row.run.own.steps if row.run.own else ()
             times = tuple(float(curve.timesteps[step]) for step in steps if 0 <= step < total)
-            found.setdefault((row.selection, times), total)
-    names = [name for name, _ in found]
+            found.setdefault((row.selection, times), (total, group.title))
+    names = _distinct([(name, f"of {n} steps", title) for (name, _), (n, title) in found.items()])
     return [
-        plots.Ticks(
-            name if names.count(name) == 1 else f"{name} (of {total} steps)", np.array(times)
-        )
-        for (name, times), total in found.items()
+        plots.Ticks(name, np.array(times)) for name, (_, times) in zip(names, found, strict=True)
     ]
+
+
+def _distinct(parts: Sequence[tuple[str, str, str]]) -> list[str]:
+    """The first part of each, with as many of the others as it takes to tell them apart."""
+    names = [name for name, *_ in parts]
+    for place in (1, 2):
+        twice = {name for name in names if names.count(name) > 1}
+        names = [
+            f"{name} ({each[place]})" if name in twice else name
+            for name, each in zip(names, parts, strict=True)
+        ]
+    return names
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ def pairs_table(pairs: Sequence[Pair]) -> SortableTable:
         for pair in pairs
     ]
     note = (
-        f"How much more `one` loses than `other` at {DECIDING} bits, and half of the interval of"
-        " that; k: calibration points per trajectory."
+        f"How much more the first loses than the other at {DECIDING} bits, and half of the"
+        " interval of that; k: calibration points per trajectory."
     )
     return SortableTable("Pairs of selections", _PAIRS, rows, note=note)
 

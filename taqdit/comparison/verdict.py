@@ -24,9 +24,9 @@ NAMED = 6  # selections in one line
 FEW = 3  # pairs that get a line each
 CRITERION = (
     "Runs are told apart without pairing: by more than the root of the sum of the squares of the"
-    f" half widths of their 95 % intervals, at {DECIDING} bits. On the same trajectories this is"
-    " cautious; each run's own report pairs the rules that it compared. Losses on different"
-    " trajectories are each against the best quantizer of its own."
+    " half widths of their 95 % intervals. On the same trajectories this is cautious; each run's"
+    " own report pairs the rules that it compared. Losses on different trajectories are each"
+    f" against the best quantizer of its own. Where no width is named it is {DECIDING} bits."
 )
 MARKS = (
     f"{FITTED} the steps were chosen from the same statistics, which flatters the selection;"
@@ -100,13 +100,17 @@ def words(group: Group, found: Sequence[Pair]) -> list[str]:
     best, *equal = _lowest(known, width)
     if len(known) == 1:
         return [f"only {best}: {_loss(known[best], width)} at k = {known[best].points:g}"]
-    lines = [f"lowest loss: {best}, {_loss(known[best], width)} at k = {known[best].points:g}"]
+    lines = [
+        f"lowest loss at {DECIDING} bits: {best}, {_loss(known[best], width)}"
+        f" at k = {known[best].points:g}"
+    ]
     if equal:
         lines[0] += f", and so {'does' if len(equal) == 1 else 'do'} {_some(equal)}"
     if len({each.points for each in known.values()}) > 1:
         lines[0] += "; the budgets differ"
+        lines += _at_the_usual_budget(known, best, width)
     if len(found) <= FEW:
-        return lines + [str(pair) for pair in found]
+        return [*lines, *(str(pair) for pair in found), *_other_widths(group)]
     with_best = {pair.other if pair.one == best else pair.one: pair for pair in found
                  if best in (pair.one, pair.other)}  # fmt: skip
     order = sorted(with_best, key=lambda name: known[name].loss_db[width] or 0.0)
@@ -116,7 +120,36 @@ def words(group: Group, found: Sequence[Pair]) -> list[str]:
         if members:
             lines.append(f"{text}: {_listed(known, members, width)}")
     apart = sum(pair.differ for pair in found)
-    return [*lines, f"of all {len(found)} pairs {apart} differ beyond their interval"]
+    lines.append(f"of all {len(found)} pairs {apart} differ beyond their interval")
+    return [*lines, *_other_widths(group)]
+
+
+def _at_the_usual_budget(known: Mapping[str, Selected], best: str, width: int) -> list[str]:
+    """The best of those that have the most common budget, where the best of all has more."""
+    budgets = Counter(each.points for each in known.values())
+    ((usual, number), *_) = budgets.most_common()
+    if number == 1 or known[best].points <= usual:
+        return []
+    alike = {name: each for name, each in known.items() if each.points == usual}
+    first, *_ = _lowest(alike, width)
+    return [f"of those at k = {usual:g}: {first}, {_loss(alike[first], width)}"]
+
+
+def _other_widths(group: Group) -> list[str]:
+    """A line per other width: who loses least, and how many pairs are told apart."""
+    lines = []
+    for width, bits in enumerate(BITS):
+        known = _selections(group, width)
+        if bits == DECIDING or len(known) < 2:
+            continue
+        best = ", ".join(_lowest(known, width))
+        loss = _loss(known[_lowest(known, width)[0]], width)
+        found = pairs(group, bits)
+        apart = sum(pair.differ for pair in found)
+        lines.append(
+            f"{bits} bits: lowest loss {best}, {loss}; {apart} of {len(found)} pairs differ"
+        )
+    return lines
 
 
 def overall(sets: Sequence[Group]) -> list[str]:

@@ -12,6 +12,7 @@ from taqdit.config.compose import (
     one_line,
     without_hydra,
 )
+from taqdit.config.foreign import refuse_code
 from taqdit.config.launchers import gave_up, launcher_problems
 from taqdit.config.sweep import Callback, SweepJob, sweep_jobs
 
@@ -33,6 +34,7 @@ __all__ = [
     "one_line",
     "plan",
     "raise_problems",
+    "refuse_code",
     "resolve",
     "schema",
     "sweep_jobs",

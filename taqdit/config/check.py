@@ -20,7 +20,7 @@ from taqdit.plan import Plan
 from taqdit.plots import PlotOptions
 from taqdit.prompts import Prompts
 from taqdit.quantizer import BITS
-from taqdit.sampler import Sampler
+from taqdit.sampler import FINAL, SELECTED, Sampler
 from taqdit.schedule import Schedule
 from taqdit.selection import Evidence, bound, needs_evidence
 from taqdit.statistics.counts import MOST
@@ -87,6 +87,8 @@ def check(config: DictConfig) -> list[Problem]:
         problems += _selection_problems(built["timestep_selection"], built["schedule"])
     if {"timestep_selection", "tracer"} <= built.keys():
         problems += _evidence_problems(config, built["timestep_selection"], built["tracer"])
+    if {"timestep_selection", "sampler"} <= built.keys():
+        problems += _latents_problems(config, built["timestep_selection"], built["sampler"])
     if {"analysis", "schedule"} <= built.keys() and config.inputs.statistics is None:
         texts = built["analysis"].problems(built["schedule"].num_steps)
         problems += [Problem(f"analysis.{text}", ConfigError.exit_code) for text in texts]
@@ -205,6 +207,30 @@ def _evidence_problems(config: DictConfig, select: Any, tracer: TracerOptions) -
     return [Problem(f"{text}; set tracer=block_inputs, stages=all", ConfigError.exit_code)]
 
 
+def _latents_problems(config: DictConfig, select: Any, sampler: Sampler) -> list[Problem]:
+    """What cannot be had of trajectories that are not stored whole."""
+    texts = []
+    if sampler.latents == SELECTED and needs_evidence(select):
+        texts.append(
+            "sampler.latents=selected stores what is selected before anything is traced, and"
+            f" timestep_selection._target_={config.timestep_selection._target_} selects from traced"
+            " statistics; set sampler.latents=all"
+        )
+    if sampler.latents == FINAL and "calibration" in (_names(config.stages) or ()):
+        texts.append(
+            "sampler.latents=final stores nothing that a calibration set could hold; leave"
+            " calibration out of stages, or set sampler.latents=selected"
+        )
+    return [Problem(text, ConfigError.exit_code) for text in texts]
+
+
+def _stages(config: DictConfig, sampler: Sampler) -> tuple[str, ...]:
+    """The stages that run; all those that can, if all are asked for."""
+    if config.stages != "all":
+        return tuple(config.stages)
+    return tuple(s for s in STAGES if not (s == "calibration" and sampler.latents == FINAL))
+
+
 def plan(config: DictConfig) -> Plan:
     """The objects of a composed configuration. Raises the error of all its problems."""
     raise_problems(check(config))
@@ -222,7 +248,7 @@ def plan(config: DictConfig) -> Plan:
         analysis=built["analysis"],
         plots=built["plots"],
         tracking=built["tracking"],
-        stages=STAGES if config.stages == "all" else tuple(config.stages),
+        stages=_stages(config, built["sampler"]),
         refresh=tuple(config.refresh),
         preflight=config.preflight,
         export=config.calibration.export,

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from taqdit.config.foreign import refuse_code
 from taqdit.config.launchers import missing_plugin
 from taqdit.errors import ConfigError
 
@@ -24,8 +25,9 @@ def config_folder() -> Path:
 def compose_config(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
     """The configuration that the command line `taqdit *overrides` would run.
 
-    Raises ConfigError for what Hydra refuses, in one line.
+    Raises ConfigError for what Hydra refuses, in one line, and for files with more than settings.
     """
+    refuse_code(overrides, config_folder())
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):

@@ -41,6 +41,8 @@ class SamplerConfig:
     num_trajectories: int = MISSING
     batch_size: int = MISSING
     images: bool = MISSING
+    latents: str = "all"
+    latents_dtype: str = "float32"
 
 
 @dataclass

@@ -6,7 +6,7 @@ Also the resolvers that the presets in `conf/sweep` use: pure functions of their
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +36,7 @@ class SweepJob:
     overrides: tuple[str, ...]
     folder: Path | None
     problems: tuple[Problem, ...] = field(default=(), repr=False)
+    refresh: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"job {self.number} ({' '.join(self.overrides)})"
@@ -52,10 +53,10 @@ def sweep_jobs(config: DictConfig) -> list[SweepJob] | None:
     _ = config.hydra.sweep.dir  # once resolved here, the time in it is that of every job
     combinations = _combinations(config)
     shared = set.intersection(*map(set, combinations))
-    return [
-        _job(config, number, overrides, shared if len(combinations) > 1 else set())
-        for number, overrides in enumerate(combinations)
-    ]
+    if len(combinations) == 1:
+        return [_job(config, 0, combinations[0], set())]
+    jobs = [_job(config, *numbered, shared) for numbered in enumerate(combinations)]
+    return [_without_refresh(job) for job in jobs]
 
 
 def _combinations(config: DictConfig) -> list[list[str]]:
@@ -91,7 +92,17 @@ def _job(config: DictConfig, number: int, overrides: Sequence[str], shared: set[
             raise
         problem = Problem(one_line(error), ConfigError.exit_code)
         return SweepJob(number, own, None, (problem,))
-    return SweepJob(number, own, _folder(composed, number), tuple(problems))
+    refresh = tuple(map(str, composed.get("refresh") or ()))
+    return SweepJob(number, own, _folder(composed, number), tuple(problems), refresh)
+
+
+def _without_refresh(job: SweepJob) -> SweepJob:
+    """Jobs share stages: each would set aside what the one before it has made anew."""
+    if not job.refresh:
+        return job
+    text = f"refresh={list(job.refresh)} would do it in every job; refresh in a single run first"
+    problem = Problem(text, ConfigError.exit_code)
+    return replace(job, problems=(*job.problems, problem))
 
 
 def _folder(composed: DictConfig, number: int) -> Path:

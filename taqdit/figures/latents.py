@@ -13,7 +13,7 @@ from taqdit.latents import LatentStatistics
 from taqdit.plan import Plan
 from taqdit.plots.latents import image_grid, latent_curves, selection_strip
 from taqdit.tracking import Tracker
-from taqdit.trajectory import TrajectorySet
+from taqdit.trajectory_set import TrajectorySet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,14 +23,14 @@ MOST_PICTURES = 36  # in one grid
 
 
 def latent_figures(
-    plan: Plan, trajectories: TrajectorySet, found: LatentStatistics
+    plan: Plan, trajectories: TrajectorySet, found: LatentStatistics | None
 ) -> Iterator[Drawing]:
-    """Those that the run asks for."""
+    """Those that the run asks for; without statistics of the latents no curves of them."""
     chosen = chosen_steps(plan, trajectories)
     wanted = plan.plots.figures
     if "image_grid" in wanted and plan.sampler.images:
         yield _grid(trajectories)
-    if "latent_curves" in wanted:
+    if "latent_curves" in wanted and found is not None:
         yield _curves(found, trajectories, chosen)
     if "selection_strip" in wanted:
         yield _strip(trajectories, chosen)

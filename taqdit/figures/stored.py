@@ -12,9 +12,9 @@ import numpy as np
 
 from taqdit.activations import Statistics
 from taqdit.plan import Plan, target
-from taqdit.source import source_digest
+from taqdit.source import source_digest, source_unchanged
 from taqdit.store import Stage, canonical_json, sha256_hex
-from taqdit.trajectory import TrajectorySet
+from taqdit.trajectory_set import TrajectorySet
 
 STAGE = KIND = "figures"
 
@@ -37,7 +37,9 @@ class StoredFigures:
         return {suffix: array.tobytes() for suffix, array in self._read(name).items()}
 
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Keep the files of a figure."""
+        """Keep the files of a figure, if the code that drew it is still what it is filed under."""
+        if not source_unchanged():
+            return
         arrays = {suffix: np.frombuffer(data, np.uint8) for suffix, data in files.items()}
         self._stage.write(f"{name}.safetensors", arrays, kind=KIND, index=name, metadata={})
 

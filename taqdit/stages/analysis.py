@@ -7,7 +7,6 @@ is what computing it again on this machine would give, bit by bit.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
@@ -27,8 +26,8 @@ from taqdit.analysis.profile import Profile, profile
 from taqdit.errors import ConfigError, CorruptError
 from taqdit.overview import Overview, overview
 from taqdit.plan import fingerprint, target
-from taqdit.source import source_digest
-from taqdit.stages.bench import POLL_SECONDS, Bench, seal
+from taqdit.source import source_digest, source_unchanged
+from taqdit.stages.bench import Bench, Waiting, seal
 from taqdit.statistics import Site
 from taqdit.store import Stage
 
@@ -85,8 +84,9 @@ class KeptAnalysis:
         choices = self.profile.evidence.choices
         if self._own_rule and len(choices) > self._known:
             listed = [[key, list(steps)] for key, steps in choices.items()]
+            self._stage.unseal()  # other contents under a name that the seal lists
             self._write(_CHOICES, Packed({}, {"choices": listed}))
-            self._stage.seal()  # other contents under the name that the seal lists
+            self._stage.seal()
 
     def _kept(
         self,
@@ -96,7 +96,7 @@ class KeptAnalysis:
         pack: Callable[[T], Packed],
     ) -> T:
         """What is stored under `name`, or what `compute` gives; one process at a time computes."""
-        found = self._stored(name, unpack)
+        found, waiting = self._stored(name, unpack), Waiting(self._stage, name)
         while found is None:
             with self._stage.claim(name) as mine:
                 found = self._stored(name, unpack)  # another process may have been faster
@@ -104,7 +104,7 @@ class KeptAnalysis:
                     found = compute()
                     self._write(name, pack(found))
             if found is None:
-                time.sleep(POLL_SECONDS)
+                waiting.pause()
         seal(self._stage)
         return found
 
@@ -124,6 +124,8 @@ class KeptAnalysis:
             raise CorruptError(f"{path} is damaged: {error}") from error
 
     def _write(self, name: str, packed: Packed) -> None:
+        if not source_unchanged():
+            return  # what was computed may not be what it would be filed under
         self._stage.write(
             _file(name), packed.tensors, kind=KIND, index=name, metadata=packed.metadata
         )

@@ -17,6 +17,7 @@ from taqdit.store import Stage
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2  # how often work that another process does is looked at
+PATIENCE = 30.0  # seconds after which a process that waits says for whom
 
 
 @dataclass
@@ -84,6 +85,27 @@ class Bench:
                 f" not compute it; add {name} to stages"
                 + (", or set tracer=none" if name == "statistics" else "")
             )
+
+
+class Waiting:
+    """Waits for work that other processes have claimed, and says so once it takes long."""
+
+    def __init__(self, stage: Stage, units: str = "") -> None:
+        self._stage, self._units = stage, units
+        self._since = time.monotonic()
+        self._told = False
+
+    def pause(self) -> None:
+        """Sleep until it is time to look again."""
+        time.sleep(POLL_SECONDS)
+        if not self._told and time.monotonic() - self._since > PATIENCE:
+            claims = self._stage.claimants(self._units)
+            log.info("waiting for %s", "; ".join(claims) or "another process")
+            self._told = True
+
+    def over(self) -> None:
+        """There is work again."""
+        self._since, self._told = time.monotonic(), False
 
 
 def seal(stage: Stage) -> None:

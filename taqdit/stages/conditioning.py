@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import time
+from typing import Any
 
 from taqdit import conditioning
 from taqdit.plan import conditioning_inputs
-from taqdit.stages.bench import POLL_SECONDS, Bench, seal
+from taqdit.stages.bench import Bench, Waiting, seal
 from taqdit.store import Stage
 
 CLAIM = "encoding"
 
 
-def encode_prompts(bench: Bench) -> conditioning.Conditioning:
-    """Stage `conditioning`: one row per unique text that the run uses, and the negative."""
+def encode_prompts(
+    bench: Bench,
+) -> conditioning.Conditioning | conditioning.UnstoredConditioning:
+    """Stage `conditioning`: one row per unique text that the run uses, and the negative.
+
+    Where rows are not to be stored there is no stage, and they are encoded when needed.
+    """
     plan = bench.plan
+    if not plan.prompts.store_conditioning:
+        return _unstored(bench)
     with bench.stage("conditioning", conditioning_inputs(plan)) as (stage, report):
         missing = conditioning.missing_texts(stage, plan.texts)
         bench.require("conditioning", missing)
@@ -26,12 +33,23 @@ def encode_prompts(bench: Bench) -> conditioning.Conditioning:
         return conditioning.Conditioning(stage)
 
 
+def _unstored(bench: Bench) -> conditioning.UnstoredConditioning:
+    def encode(text: str) -> Any:
+        return bench.model.encode(text)
+
+    def done() -> None:
+        if bench.plan.model.low_memory:
+            bench.model.release_text_encoders()
+
+    return conditioning.UnstoredConditioning(bench.plan.texts, encode, done)
+
+
 def _encode(bench: Bench, stage: Stage, missing: list[str]) -> int:
     """Encode what is missing; how many this process made.
 
     One process at a time, so that others wait without loading the text encoders.
     """
-    made = 0
+    made, waiting = 0, Waiting(stage, CLAIM)
     while missing:
         with stage.claim(CLAIM) as mine:
             missing = conditioning.missing_texts(stage, missing)
@@ -39,5 +57,5 @@ def _encode(bench: Bench, stage: Stage, missing: list[str]) -> int:
                 made += sum(1 for _ in conditioning.encode(stage, missing, bench.model.encode))
                 missing = []
         if missing:
-            time.sleep(POLL_SECONDS)
+            waiting.pause()
     return made

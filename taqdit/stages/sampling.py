@@ -8,12 +8,13 @@ from taqdit.plan import statistics_inputs, trajectory_inputs
 from taqdit.progress import Progress
 from taqdit.stages.bench import Bench, seal
 from taqdit.stages.statistics import StatisticsWork
-from taqdit.stages.trajectories import NoTracing, TrajectoryWork
+from taqdit.stages.trajectories import CLAIM, NoTracing, TrajectoryWork
+from taqdit.trajectory_set import TrajectorySet
 
 
 def sample_and_trace(
     bench: Bench, guided: trajectory.Guided, progress: Progress, *, trace: bool
-) -> tuple[trajectory.TrajectorySet, Statistics | None]:
+) -> tuple[TrajectorySet, Statistics | None]:
     """Stages `trajectories` and, if asked to trace, `statistics`."""
     plan = bench.plan
     with bench.stage("trajectories", trajectory_inputs(plan)) as (stage, report):
@@ -29,10 +30,9 @@ def sample_and_trace(
             progress.start(work.steps_missing)
             work.complete(pending, NoTracing())
         report.made, report.reused = work.made, plan.trajectories_computed - work.made
-        seal(stage)
-        found = trajectory.TrajectorySet(
-            stage, count=plan.sampler.num_trajectories, prompts=plan.prompts
-        )
+        if not stage.is_claimed(CLAIM):  # else the process that is at work seals it
+            seal(stage)
+        found = TrajectorySet(stage, count=plan.sampler.num_trajectories, prompts=plan.prompts)
         return found, statistics
 
 

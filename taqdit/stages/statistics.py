@@ -12,12 +12,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 
 from taqdit import activations, trajectory
 from taqdit.errors import NumericError
-from taqdit.stages.bench import POLL_SECONDS, Bench, seal
+from taqdit.stages.bench import Bench, Waiting, seal
+from taqdit.stages.merging import Merging
+from taqdit.stages.trajectories import CLAIM as TRAJECTORIES
 from taqdit.stages.trajectories import TrajectoryWork
 from taqdit.statistics import BatchSums, StepStatistics
 from taqdit.store import Stage
@@ -26,22 +27,8 @@ from taqdit.tracer import COUNT
 CHECKPOINT_SECONDS = 60.0  # at least, between two checkpoints
 KEPT = 2  # checkpoints
 SHARES = 8  # parts that the steps are claimed in, so that processes share a replay
+AHEAD = 2  # batches per process that may wait in parts
 CLAIM, SEALING = "merging", "sealing"
-
-
-@dataclass
-class Merging:
-    """A step that this process merges: its claim, the batches merged, what they add up to."""
-
-    claim: ExitStack
-    covered: int = 0
-    statistics: StepStatistics | None = None
-
-    def add(self, part: StepStatistics) -> None:
-        """Merge what the next batch showed. Raises OverflowError."""
-        known = self.statistics
-        self.statistics = part if known is None else known.merged(part)
-        self.covered += 1
 
 
 class StatisticsWork:
@@ -69,6 +56,13 @@ class StatisticsWork:
     def awaited(self) -> list[int]:
         """The batches that the steps of this process need next."""
         return sorted({each.covered for each in self._mine.values()})
+
+    @property
+    def crowded(self) -> bool:
+        """Whether parts of more batches lie here than AHEAD for each process that samples."""
+        listed = activations.listed(self.stage)
+        batches = {each.number for each in listed if each.kind == activations.PART}
+        return len(batches) > AHEAD * (1 + len(self.work.stage.claimants(TRAJECTORIES)))
 
     def steps_to_replay(self, pending: list[int]) -> int:
         """Forwards to repeat, if the batches that are pending will be read while sampled."""
@@ -98,18 +92,21 @@ class StatisticsWork:
 
     def seal(self) -> None:
         """Clear what was kept on the way, and seal; where others are at work, the last one does."""
+        waiting = Waiting(self.stage, SEALING)
         while True:
             with self.stage.claim(SEALING) as mine:
                 if mine:
                     self._seal_if_alone()
                     return
-            time.sleep(POLL_SECONDS)
+            waiting.pause()
 
     def _seal_if_alone(self) -> None:
         if self.stage.is_claimed(CLAIM):
             return
         for step in range(len(self.work.sigmas) - 1):
             self._discard(step, self.batches)
+        parts = [e.name for e in activations.listed(self.stage) if e.kind == activations.PART]
+        self.stage.discard(parts)  # of more batches, that nobody goes on with
         seal(self.stage)
 
     def _take(self) -> bool:
@@ -197,9 +194,10 @@ class StatisticsWork:
 
     def _add(self, number: int, step: int, sums: BatchSums) -> None:
         """Keep what a batch showed at a step: merged if it is the next one, else as a part."""
-        if step not in self.missing:
+        mine = self._mine.get(step)
+        if step not in self.missing or (mine and mine.covered > number):
             return
-        part, mine = StepStatistics.of_batch(self.layout, sums), self._mine.get(step)
+        part = StepStatistics.of_batch(self.layout, sums)
         if mine and mine.covered == number:
             self._merge(step, part)
         else:
@@ -212,8 +210,21 @@ class StatisticsWork:
             raise NumericError(f"statistics of step {step}: {error}") from error
 
     def _replay(self, number: int, steps: list[int]) -> None:
-        plan = self.plan
+        """Repeat the forwards of stored trajectories; of those that do not hold every latent as
+        it was computed, all of them, and keep what other steps lack as parts."""
+        plan, work = self.plan, self.work
         batch = trajectory.Batch.of(number, sampler=plan.sampler, prompts=plan.prompts)
+        if not plan.sampler.stores_all:
+            for _ in trajectory.sample(
+                work.sampling_model(),
+                batch,
+                work.guided,
+                sigmas=work.sigmas,
+                sampler=plan.sampler,
+                probe=self._probe(batch, number),
+            ):
+                pass
+            return
         latents = [
             trajectory.read_trajectory(self.work.stage, index)["latents"] for index in batch.indices
         ]
@@ -230,8 +241,8 @@ class StatisticsWork:
             self.work.progress.advance(1)
 
     def _checkpoint(self) -> None:
-        """Keep what is merged, if the last checkpoint is some time ago."""
-        if time.monotonic() - self._written < CHECKPOINT_SECONDS:
+        """Keep what is merged, if the last checkpoint is some time ago or many parts lie here."""
+        if time.monotonic() - self._written < CHECKPOINT_SECONDS and not self.crowded:
             return
         for step, each in self._mine.items():
             extent = each.covered * self.batch_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
@@ -11,8 +10,11 @@ import numpy as np
 from taqdit import images, trajectory
 from taqdit.errors import NumericError
 from taqdit.progress import Progress
-from taqdit.stages.bench import POLL_SECONDS, Bench
+from taqdit.sampler import ALL
+from taqdit.stages.bench import Bench, Waiting
 from taqdit.store import Stage
+
+CLAIM = "batch"
 
 
 class Tracing(Protocol):
@@ -21,6 +23,10 @@ class Tracing(Protocol):
     @property
     def awaited(self) -> list[int]:
         """Numbers of the batches that it needs next."""
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so much waits to be merged that batches ahead should not be sampled yet."""
 
     def probe(self, batch: trajectory.Batch, number: int) -> trajectory.Probe | None:
         """What reads the batch while it is sampled, if anything does."""
@@ -33,6 +39,7 @@ class NoTracing:
     """Nothing is read."""
 
     awaited: ClassVar[list[int]] = []
+    crowded = False
 
     def probe(self, batch: trajectory.Batch, number: int) -> None:
         """Nothing reads the batch."""
@@ -79,15 +86,23 @@ class TrajectoryWork:
 
         Where other processes work on something, wait for them, and go on if they die.
         """
+        waiting = Waiting(self.stage)
         while not tracing.catch_up() or pending:
-            left = [number for number in pending if not self._completed(number, tracing)]
+            left = [number for number in pending if not self._try(number, pending[0], tracing)]
             if len(left) == len(pending):
-                time.sleep(POLL_SECONDS)
+                waiting.pause()
+            else:
+                waiting.over()
             pending = left or tracing.awaited
 
-    def _completed(self, number: int, tracing: Tracing) -> bool:
-        """Complete a batch unless another process is at it."""
-        with self.stage.claim(f"batch-{number:06d}") as mine:
+    def _try(self, number: int, first: int, tracing: Tracing) -> bool:
+        """Complete a batch unless another process is at it, or too much waits to be merged.
+
+        The `first` batch of all that are pending is never put off: the others wait for it.
+        """
+        if number != first and tracing.crowded:
+            return False
+        with self.stage.claim(f"{CLAIM}-{number:06d}") as mine:
             if mine:
                 self._complete_batch(number, tracing)
         if mine:
@@ -144,6 +159,8 @@ class TrajectoryWork:
                     sigmas=self.sigmas,
                     timesteps=self.timesteps,
                     prompts=plan.prompts,
+                    steps=None if plan.sampler.latents == ALL else plan.stored_steps(index),
+                    dtype=plan.sampler.latents_dtype,
                 )
         self.made += len(wanted)
 

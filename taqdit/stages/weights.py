@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 from taqdit.analysis.weights import GRANULARITIES, WeightTable, analyse_weights
@@ -11,7 +10,7 @@ from taqdit.errors import CorruptError
 from taqdit.models.linears import linear_paths, linears
 from taqdit.plan import Plan, target
 from taqdit.quantizer import BITS
-from taqdit.stages.bench import POLL_SECONDS, Bench, seal
+from taqdit.stages.bench import Bench, Waiting, seal
 from taqdit.store import Stage
 
 log = logging.getLogger(__name__)
@@ -43,6 +42,7 @@ def weight_table(bench: Bench) -> WeightTable:
         if found is None:
             bench.require(NAME, layers)
             stage.admit(bench.backend, allow_change=bench.plan.allow_backend_change)
+        waiting = Waiting(stage, NAME)
         while found is None:
             with stage.claim(NAME) as mine:
                 found = _stored(stage, layers)  # another process may have been faster
@@ -50,7 +50,7 @@ def weight_table(bench: Bench) -> WeightTable:
                     found = _compute(bench, stage, layers)
                     report.made = len(layers)
             if found is None:
-                time.sleep(POLL_SECONDS)
+                waiting.pause()
         report.reused = len(layers) - report.made
         seal(stage)
         return found

@@ -33,6 +33,30 @@ def claim(path: Path) -> Iterator[bool]:
                 disk.current.unlink(path)
 
 
+def idle(folder: Path, pattern: str) -> bool:
+    """Whether no living process holds any of these claims in the folder."""
+    for path in folder.glob(pattern):
+        with claim(path) as free:
+            if not free:
+                return False
+    return True
+
+
+def claimants(folder: Path, pattern: str) -> list[str]:
+    """Who claims what, in words: `batch-000003 (host x, process 123)`."""
+    owners = ((path.stem, _owner(path)) for path in sorted(folder.glob(pattern)))
+    return [f"{unit} ({owner})" for unit, owner in owners if owner]
+
+
+def _owner(path: Path) -> str | None:
+    """What a claim says of its owner; None where it is gone or says nothing legible."""
+    try:
+        found = json.loads(path.read_bytes())
+        return f"host {found['host']}, process {found['pid']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _obtain(path: Path) -> BinaryIO | None:
     while True:
         file = path.open("ab", buffering=0)

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -72,7 +73,8 @@ def publish(path: Path, write: Callable[[BinaryIO], object], *, size_hint: int =
     file is left. `size_hint` is the expected size in bytes. StorageError when the disk cannot take
     it, or less than twice the hint is free.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name of its own: process numbers repeat on other hosts that share the folder.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with guarded("write", path):
         _require_space(path, 2 * size_hint)
         with current.open_exclusive(temporary) as file:

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from taqdit.errors import CorruptError, InputError, StorageError
-from taqdit.store import disk
-from taqdit.store.claim import claim
-from taqdit.store.digest import canonical_json, corrupt, read_stamped, sha256_file, stamp
+from taqdit.store import disk, parallel
+from taqdit.store.aside import set_aside
+from taqdit.store.backends import among, described
+from taqdit.store.claim import claim, claimants, idle
+from taqdit.store.digest import corrupt, read_stamped, sha256_file, stamp
 from taqdit.store.shard import Shard, read_shard, verify_shard, write_shard
 
 SCHEMA = 1
@@ -86,19 +88,7 @@ class Stage:
 
         Raises StorageError if another process is at work in it.
         """
-        folder = _folder(root, name, fingerprint)
-        if not folder.exists():
-            return None
-        with claim(folder.with_name(f"{folder.name}.claim")) as mine:
-            if not mine or not _idle(folder):
-                raise StorageError(f"{folder} is in use by another process; wait for it to end")
-            target = next(
-                path
-                for n in count(1)
-                if not (path := folder.with_name(f"{folder.name}.replaced-{n}")).exists()
-            )
-            disk.move(folder, target)
-            return target
+        return set_aside(_folder(root, name, fingerprint))
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -150,13 +140,13 @@ class Stage:
         """
         document = self._document()
         backends = document["backends"]
-        if not _among(backend, backends):
+        if not among(backend, backends):
             if not self.names():
                 backends.clear()
             elif not allow_change:
                 raise StorageError(
-                    f"{self.folder} was made on {_described(*backends)}, this is "
-                    f"{_described(backend)}; continue it there, or mix them with "
+                    f"{self.folder} was made on {described(*backends)}, this is "
+                    f"{described(backend)}; continue it there, or mix them with "
                     "allow_backend_change=true"
                 )
             backends.append(backend)
@@ -166,18 +156,21 @@ class Stage:
     def backend_note(self, backend: Mapping[str, Any]) -> str | None:
         """ "made on ..." when any of the stage was, or may have been, made on another backend."""
         backends = self._document()["backends"]
-        if len(backends) == 1 and _among(backend, backends):
+        if len(backends) == 1 and among(backend, backends):
             return None
-        return f"made on {_described(*backends)}"
+        return f"made on {described(*backends)}"
 
     def valid(
         self, names: Iterable[str], verify: Callable[[Path], object] = verify_shard
     ) -> set[str]:
-        """Those of `names` that exist and that `verify` accepts.
+        """Those of `names` that exist and that `verify`, called on several threads, accepts.
 
-        One for which it raises CorruptError is logged and moved aside.
+        One for which it raises CorruptError is logged and moved aside. Many files are looked over
+        fastest in one call.
         """
-        return {name for name in names if self._verifies(name, verify)}
+        wanted = list(names)
+        found = parallel.each(lambda name: self._tried(name, verify), wanted)
+        return {name for name, each in zip(wanted, found, strict=True) if self._settled(name, each)}
 
     def quarantine(self, file_name: str, reason: str) -> Path:
         """Rename a file to the first free `<name>.bad-<n>`, and take the seal off."""
@@ -199,8 +192,14 @@ class Stage:
         """List every data file with its sha256 in SEALED.json: the stage is complete."""
         self._discard_dead("*.claim")
         self._discard_dead(".*.tmp")
-        files = [[name, sha256_file(self.path(name))] for name in self.names()]
+        names = self.names()
+        digests = parallel.each(self._digest, names)
+        files = [[name, mark] for name, mark in zip(names, digests, strict=True) if mark]
         disk.publish_json(self.path(_SEAL), stamp({"schema": SCHEMA, "files": files}))
+
+    def unseal(self) -> None:
+        """Take the seal off: what it lists will change."""
+        disk.remove(self.path(_SEAL))
 
     @property
     def seal_list(self) -> dict[str, str] | None:
@@ -229,12 +228,25 @@ class Stage:
 
     def is_claimed(self, begin: str = "") -> bool:
         """Whether a living process holds a claim on a unit whose name begins so."""
-        return not _idle(self.folder, f"{begin}*.claim")
+        return not idle(self.folder, f"{begin}*.claim")
+
+    def claimants(self, begin: str = "") -> list[str]:
+        """Who claims units whose names begin so: `batch-000003 (host x, process 123)`."""
+        return claimants(self.folder, f"{begin}*.claim")
 
     def _discard_dead(self, pattern: str) -> None:
         """Remove files that only a living process would need, of those that are dead."""
         for leftover in self.folder.glob(pattern):
             disk.discard_dead(leftover)
+
+    def _digest(self, name: str) -> str | None:
+        """SHA-256 of a file; None if another process has removed it meanwhile."""
+        try:
+            return sha256_file(self.path(name))
+        except StorageError:
+            if self.path(name).exists():
+                raise
+            return None
 
     def _found(self, inputs: Mapping[str, Any], backend: Mapping[str, Any]) -> None:
         if self.names():
@@ -268,39 +280,28 @@ class Stage:
             )
         return document
 
-    def _verifies(self, name: str, verify: Callable[[Path], object]) -> bool:
-        path = self.path(name)
-        if not path.exists():
+    def _tried(
+        self, name: str, verify: Callable[[Path], object]
+    ) -> bool | CorruptError | StorageError:
+        """Whether a file is there and verifies, or why it does not."""
+        if not (path := self.path(name)).exists():
             return False
         try:
             verify(path)
-            return True
-        except CorruptError as error:
-            if path.exists():  # else another process moved it aside meanwhile
-                self.quarantine(name, str(error))
-        except StorageError:
-            if path.exists():
-                raise
+        except (CorruptError, StorageError) as error:
+            return error
+        return True
+
+    def _settled(self, name: str, found: bool | CorruptError | StorageError) -> bool:
+        """Whether a file was found to be good. One that is corrupt is moved aside."""
+        if isinstance(found, bool):
+            return found
+        if self.path(name).exists():  # else another process moved it aside meanwhile
+            if isinstance(found, StorageError):
+                raise found
+            self.quarantine(name, str(found))
         return False
 
 
 def _folder(root: Path, name: str, fingerprint: str) -> Path:
     return root / name / fingerprint[:12]
-
-
-def _idle(folder: Path, pattern: str = "*.claim") -> bool:
-    """Whether no living process holds any of these claims in the folder."""
-    for path in folder.glob(pattern):
-        with claim(path) as free:
-            if not free:
-                return False
-    return True
-
-
-def _among(backend: Mapping[str, Any], backends: Iterable[Mapping[str, Any]]) -> bool:
-    return canonical_json(backend) in map(canonical_json, backends)
-
-
-def _described(*backends: Mapping[str, Any]) -> str:
-    each = (", ".join(f"{key} {value}" for key, value in backend.items()) for backend in backends)
-    return " and ".join(f"({text})" for text in each)

@@ -50,8 +50,13 @@ def environment_secrets() -> tuple[str, ...]:
     return tuple(
         value
         for name, value in os.environ.items()
-        if len(value) >= _SHORTEST_ENV_SECRET and _words(name) & (_KEYS | _PASSWORDS)
+        if len(value) >= _SHORTEST_ENV_SECRET and is_secret_name(name)
     )
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether what has this name is not to be written down."""
+    return bool(_words(name) & (_KEYS | _PASSWORDS))
 
 
 def _masked(value: Any, name: str, known: tuple[str, ...]) -> Any:

@@ -10,6 +10,7 @@ from taqdit import config
 from taqdit.errors import InputError
 from taqdit.verbs.arguments import Arguments
 
+SWEEP = "multirun.yaml"  # Hydra writes it into a sweep's folder
 RECORDS = ("run.json", "summary.json")
 
 
@@ -26,11 +27,12 @@ def compare(arguments: Sequence[str]) -> int:
         "--into",
         type=Path,
         metavar="FOLDER",
-        help="where the page goes (default: <outputs>/comparisons/<date>/<time>)",
+        help="where the page goes (default: a sweep's own folder if only that is given, else"
+        " <outputs>/comparisons/<date>/<time>)",
     )
     given = parser.parse_args(list(arguments))
     folders = _runs(Path(name) for name in given.folders)
-    into = given.into or _new_folder()
+    into = given.into or _own_folder(given.folders) or _new_folder()
     from taqdit.comparison import compare as compare_runs
 
     compare_runs(folders, into)
@@ -61,10 +63,16 @@ def _is_run(folder: Path) -> bool:
 
 def _jobs(sweep: Path) -> list[Path]:
     """The jobs of a sweep's folder by number, those too that left nothing but Hydra's record."""
-    if not (sweep / "multirun.yaml").is_file():
+    if not (sweep / SWEEP).is_file():
         return []
     jobs = [path for path in sweep.iterdir() if _is_run(path) or (path / ".hydra").is_dir()]
     return sorted(jobs, key=lambda path: (len(path.name), path.name))
+
+
+def _own_folder(named: Sequence[str]) -> Path | None:
+    """The folder of the sweep that alone is compared."""
+    only = Path(named[0]) if len(named) == 1 else None
+    return only if only and (only / SWEEP).is_file() else None
 
 
 def _new_folder() -> Path:

@@ -15,8 +15,9 @@ ABOUT = """usage: taqdit dashboard push [--entity E] [--project P] [--name N] [-
 
 Build a W&B workspace for tracked runs: scores of the selections, sweeps, ranges over the
 timesteps, histograms, images, with the runs grouped by selection and by sweep. The overrides
-(model=..., tracer=..., plots=...) are those of the runs: they say which layers and figures there
-are. Needs the extra 'dashboards' and a key (WANDB_API_KEY or `wandb login`).
+(model=..., tracer=..., plots=...) are those of the runs, without the keys that a sweep varies: they
+say which layers and figures there are (figures of single layers where plots.layers names them).
+Needs the extra 'dashboards' and a key (WANDB_API_KEY or `wandb login`).
 See taqdit dashboard push --help."""
 
 

@@ -2,13 +2,14 @@
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from taqdit.store import Stage, write_shard
+from taqdit.store import Stage, disk, write_shard
 from taqdit.store.disk import Disk
 
 FINGERPRINT = "ab" * 32
@@ -46,6 +47,16 @@ def build(root: Path, on_made: Callable[[str], object] = lambda name: None) -> S
     if set(names) <= set(stage.names()) and stage.unsealed_or_changed(names):
         stage.seal()
     return stage
+
+
+@contextmanager
+def using(new: Disk) -> Iterator[Disk]:
+    """Publish through another disk for the length of a `with` block."""
+    old, disk.current = disk.current, new
+    try:
+        yield new
+    finally:
+        disk.current = old
 
 
 def contents(stage: Stage) -> dict[str, bytes]:
@@ -119,25 +130,23 @@ class DyingDisk(FaultyDisk):
 
 
 class FailingDisk(FaultyDisk):
-    def __init__(self, at: int, number: int) -> None:
+    def __init__(self, at: int, error: BaseException) -> None:
         super().__init__(at)
-        self.number = number
+        self.error = error
 
     def step(self) -> None:
         if self.count == self.at:
-            raise OSError(self.number, "injected")
+            raise self.error
 
 
 class PowerDisk(QuickDisk):
-    """Records what happens in one folder, but for the operations named in `without`."""
+    """Records what happens in one folder."""
 
-    def __init__(self, without: str = "") -> None:
+    def __init__(self) -> None:
         self.events: list[tuple[str, str, object]] = []
-        self.without = without
 
     def record(self, operation: str, name: str, value: object = None) -> None:
-        if operation != self.without:
-            self.events.append((operation, name, value))
+        self.events.append((operation, name, value))
 
     def open_exclusive(self, path: Path) -> BinaryIO:
         self.record("create", path.name)

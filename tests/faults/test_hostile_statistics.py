@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import struct
+import time
 import tracemalloc
 import zipfile
 
@@ -13,6 +14,7 @@ import pytest
 from exported import TIMESTEPS, claims, npy, older, saved, zipped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ledger import shows
 
 from taqdit.errors import InputError
 from taqdit.exports import open_statistics
@@ -261,17 +263,20 @@ def renamed_all(names: dict[str, str]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@shows("P16", "hostile .npz of activation statistics: refused in 1 s and 20 MB", trials=1)
 def test_hostile_diagnostics(tmp_path, name):
     make, message = HOSTILE[name]
     path = tmp_path / "foreign.npz"
     path.write_bytes(make())
     before = sorted(tmp_path.iterdir())
+    began = time.process_time()
     tracemalloc.start()
     with pytest.raises(InputError) as caught:
         open_statistics(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20 * MEGABYTE
+    assert time.process_time() - began < 1
     text = str(caught.value)
     assert text.startswith(str(path))
     text = text.removeprefix(str(path))
@@ -299,6 +304,7 @@ def test_no_more_members_than_a_file_may_have(tmp_path, monkeypatch):
         open_statistics(tmp_path / "good.npz")
 
 
+@shows("P16", "a pickle in an array of activation statistics: not run", trials=4)
 def test_no_pickle_is_run(tmp_path):
     target = tmp_path / "made by the pickle"
     for name in ("timesteps_unique", "histogram_bin_edges", "format", MEAN):
@@ -324,6 +330,7 @@ def test_one_flipped_bit_in_a_member_is_found(tmp_path, name):
 RAW, PACKED = file(), saved(good(), compressed=True)
 
 
+@shows("P16", "mutated .npz: refused, or the right data", trials=200)
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_mutated_file_is_refused_or_right(tmp_path, data):

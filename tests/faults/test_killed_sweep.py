@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import tree
 from grid import BATCHES, FORWARDS, JOBS, Grid, Sweep, kill, whole
+from ledger import shows
 
 KILLS, STORES = 10, 2  # in the quick test, together: five after one another in each store
 LINGER = 0.6  # seconds: at most this long after the call that a kill waits for
@@ -84,6 +85,7 @@ def finished(grid, killed, reference, store):
     print(f"{len(killed)} kills: {made} forwards, {FORWARDS} uninterrupted, {lost} may be lost")
 
 
+@shows("P21", "an 18-job sweep killed along its way, then run again: only what was lost is made")
 def test_killed_ten_times_along_the_way(tmp_path, reference, rng):
     """Five kills after one another in each of two stores, spread over the work."""
     sweep, store = reference
@@ -102,25 +104,29 @@ def test_killed_ten_times_along_the_way(tmp_path, reference, rng):
     ]
     print("killed after (calls, seconds):", moments)
     with ThreadPoolExecutor(STORES) as pool:
-        assert sum(pool.map(course, range(STORES))) == KILLS
+        killed = sum(pool.map(course, range(STORES)))
+    assert killed == KILLS
+    return killed
 
 
+@shows("P21", "an 18-job sweep killed once, at moments spread over its whole time")
 @pytest.mark.slow
 def test_killed_at_any_time_in_ten_stores(tmp_path, reference, rng):
     """Moments spread evenly over the seconds that the sweep takes, each in a store of its own."""
     sweep, store = reference
     began = time.monotonic()
     Grid(tmp_path / "timed").finish()
-    took = time.monotonic() - began
+    took, kills = time.monotonic() - began, 0
     for number in range(KILLS):
         grid = Grid(tmp_path / str(number))
         process = grid.start()
         seconds = (number + rng.random()) * took / KILLS
         time.sleep(seconds)
-        kill(process)
+        kills += kill(process)
         print(f"store {number}: killed after {seconds:.2f} of {took:.2f} s")
         killed = [Sweep(root, grid.calls()) for root in grid.sweeps()]
         finished(grid, killed, sweep, store)
+    return kills
 
 
 def test_a_whole_batch_is_what_a_kill_may_cost(reference):

@@ -9,8 +9,8 @@ import time
 
 import pytest
 from conftest import ANALYTIC, command, tree
+from ledger import shows
 
-KILLS = 20
 SETTINGS = (*ANALYTIC, "model._target_=analytic.slow", "calibration.export=false")
 
 
@@ -68,18 +68,35 @@ def kill_soon(folder, rng):
         return True
 
 
+def kill_many(folder, reference, kills):
+    """So many kills or more over several stores: each resumed one equals the uninterrupted one."""
+    rng, done, number = random.Random(0), 0, 0
+    while done < kills:
+        store = folder / str(number)
+        store.mkdir()
+        number += 1
+        done += sum(kill_soon(store, rng) for _ in range(5))
+        finish(store)
+        assert tree(store / "outputs" / "store") == reference
+    return done
+
+
+@shows("P1", "whole runs killed with SIGKILL at random moments")
 def test_killed_at_random_moments_the_store_is_byte_identical(tmp_path, reference):
-    """KILLS kills or more over several stores: each resumed one equals the uninterrupted one."""
-    rng, kills, store = random.Random(0), 0, 0
-    while kills < KILLS:
-        folder = tmp_path / str(store)
-        folder.mkdir()
-        store += 1
-        kills += sum(kill_soon(folder, rng) for _ in range(5))
-        finish(folder)
-        assert tree(folder / "outputs" / "store") == reference
+    return kill_many(tmp_path, reference, kills=20)
 
 
+@shows("P1", "whole runs killed with SIGKILL at random moments, ten times as often")
+@pytest.mark.slow
+def test_killed_many_times_the_store_is_byte_identical(tmp_path, reference):
+    return kill_many(tmp_path, reference, kills=200)
+
+
+@shows(
+    "P7",
+    "Ctrl-C and SIGTERM after the first batch: exit 130, then the uninterrupted store",
+    trials=1,
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_keeps_what_is_published(tmp_path, reference, number):
     process = start(tmp_path)

@@ -1,63 +1,23 @@
 """The store under kills, power loss, full disks, bit rot and company. After every fault: whatever
 has its final name verifies, and running again gives the bytes of an undisturbed run."""
 
-import errno
 import json
-import os
-import random
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 
-import numpy as np
-import pytest
-from store_lab import (
-    BACKEND,
-    FINGERPRINT,
-    UNITS,
-    Death,
-    DyingDisk,
-    FailingDisk,
-    PowerDisk,
-    QuickDisk,
-    build,
-    contents,
-    crash_states,
-    tensors,
-    unit_name,
-)
-
-from taqdit.errors import CorruptError, StorageError
-from taqdit.store import Stage, disk, read_shard, verify_shard, write_shard
-from taqdit.store.digest import read_stamped
+import store_checks
+from ledger import shows
+from store_checks import SHARDS, finished_with_one_corrupt_shard, reference
+from store_lab import UNITS
 
 
-@pytest.fixture
-def use_disk(monkeypatch):
-    return lambda new: monkeypatch.setattr(disk, "current", new)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    return contents(build(tmp_path_factory.mktemp("reference")))
-
-
-def finished_with_one_corrupt_shard(root: Path) -> None:
-    path = build(root).path(unit_name(1))
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
-def check_final_names(root: Path) -> None:
-    for path in root.glob("**/*.safetensors"):
-        if not path.name.startswith("."):
-            verify_shard(path)
-    for path in root.glob("**/*.json"):
-        read_stamped(path)
+def passed(check, root, *arguments, at_least=1):
+    """All trials of a check are without a problem; how many there were."""
+    trials = list(check(root / "new", *arguments))
+    assert not any(trials), [problems for problems in trials if problems][:3]
+    assert len(trials) >= at_least
+    return len(trials)
 
 
 def work(function: str, root: Path) -> dict:
@@ -66,218 +26,152 @@ def work(function: str, root: Path) -> dict:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def test_the_reference_holds_what_it_should(reference):
-    shards = [unit_name(index) for index in range(UNITS)]
-    assert sorted(reference) == sorted([*shards, "SEALED.json", "stage.json"])
+def test_the_reference_holds_what_it_should():
+    assert sorted(reference()) == sorted([*SHARDS, "SEALED.json", "stage.json"])
 
 
-@pytest.mark.parametrize("start", [lambda root: None, finished_with_one_corrupt_shard])
-def test_death_at_any_operation_then_resume(start, tmp_path, use_disk, reference):
-    for at in count(1):
-        root = tmp_path / str(at)
-        use_disk(QuickDisk())
-        start(root)
-        use_disk(DyingDisk(at))
-        try:
-            build(root)
-            break
-        except Death:
-            pass
-        use_disk(QuickDisk())
-        if start is not finished_with_one_corrupt_shard:
-            check_final_names(root)
-        assert contents(build(root)) == reference, f"died at operation {at}"
-    assert at > 10
+@shows("P1", "the store: dies at each operation of the disk in turn, half of the data written")
+def test_death_at_any_operation_then_resume(tmp_path):
+    return passed(store_checks.deaths, tmp_path, at_least=20)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_an_error_of_the_disk_at_any_operation(number, tmp_path, use_disk, reference):
-    for at in count(1):
-        root = tmp_path / str(at)
-        failing = FailingDisk(at, number)
-        use_disk(failing)
-        message = ""
-        try:
-            build(root)
-        except StorageError as error:
-            message = str(error)
-        if failing.count < at:
-            break
-        assert not message or (str(root) in message and "\n" not in message)
-        check_final_names(root)
-        use_disk(QuickDisk())
-        assert contents(build(root)) == reference, f"operation {at} failed"
-    assert at > 10
+@shows(
+    "P1", "the store: dies at each operation while a damaged shard is moved aside and made again"
+)
+def test_death_at_any_operation_of_a_repair(tmp_path):
+    return passed(store_checks.deaths, tmp_path, finished_with_one_corrupt_shard, at_least=10)
 
 
-def test_an_error_leaves_no_temporary_file(tmp_path, use_disk):
-    for at in range(1, 6):
-        use_disk(FailingDisk(at, errno.ENOSPC))
-        with pytest.raises(StorageError, match="injected; free some space"):
-            disk.publish_bytes(tmp_path / "a.bin", b"12345678")
-        assert [path.name for path in tmp_path.iterdir()] == ["a.bin"] * (at == 5)
-
-
-def test_a_real_quota(tmp_path):
-    result = work("exceed_a_quota", tmp_path / "new")
-    assert result["left"] == []
-    assert "a.safetensors: File too large; free some space" in result["message"]
-
-
-def after_power_loss(
-    tmp_path: Path, use_disk, reference, *, without: str = "", start=lambda root: None
-) -> Iterator[list[str]]:
-    """For each state that a power cut may leave behind, what is wrong with it."""
-    use_disk(QuickDisk())
-    start(tmp_path / "recorded")
-    recorder = PowerDisk(without)
-    place = Path("trajectories", FINGERPRINT[:12])
-    if started := (tmp_path / "recorded" / place).exists():
-        recorder.adopt(tmp_path / "recorded" / place)
-    begin = len(recorder.events)
-    use_disk(recorder)
-    build(tmp_path / "recorded", on_made=recorder.acknowledge)
-    use_disk(QuickDisk())
-    states = crash_states(recorder.events, place.name, begin)
-    for number, (files, acknowledged) in enumerate(states):
-        root = tmp_path / str(number)
-        (root / place).mkdir(parents=True)
-        for name, data in files:
-            (root / place / name).write_bytes(data)
-        yield problems(root, root / place, acknowledged, reference, corrupt=started)
-
-
-def problems(root: Path, folder: Path, acknowledged, reference, *, corrupt: bool) -> list[str]:
-    bad = [f"{name} is lost" for name in sorted(acknowledged) if not (folder / name).exists()]
-    try:
-        if not corrupt:
-            check_final_names(root)
-        if contents(build(root)) != reference:
-            bad.append("the resumed run differs")
-    except CorruptError as error:
-        bad.append(str(error))
-    return bad
-
-
-def test_power_loss(tmp_path, use_disk, reference):
-    states = list(after_power_loss(tmp_path, use_disk, reference))
-    assert len(states) > 20
-    assert not any(states)
-
-
-def test_power_loss_while_a_corrupt_shard_is_redone(tmp_path, use_disk, reference):
-    start = finished_with_one_corrupt_shard
-    states = list(after_power_loss(tmp_path, use_disk, reference, start=start))
-    assert len(states) > 10
-    assert not any(states)
-
-
-@pytest.mark.parametrize(("without", "symptom"), [("sync", "corrupt"), ("sync_dir", "lost")])
-def test_power_loss_shows_the_want_of_each_sync(without, symptom, tmp_path, use_disk, reference):
-    states = after_power_loss(tmp_path, use_disk, reference, without=without)
-    assert any(symptom in problem for bad in states for problem in bad)
-
-
-def test_new_folders_are_made_durable(tmp_path, use_disk):
-    recorder = PowerDisk()
-    use_disk(recorder)
-    Stage.open(tmp_path / "a" / "b", "s", fingerprint=FINGERPRINT, inputs={}, backend=BACKEND)
-    synced = [name for operation, name, _ in recorder.events if operation == "sync_dir"]
-    assert synced[:4] == [tmp_path.name, "a", "b", "s"]
-
-
-@pytest.fixture
-def shard(tmp_path):
-    path = tmp_path / "a.safetensors"
-    write_shard(path, tensors(0), kind="trajectory", index=0, metadata={"prompt": "a red ball"})
-    return path
-
-
-@contextmanager
-def changed(path: Path, place: int, new: bytes) -> Iterator[None]:
-    """Other bytes in place (rewriting the file each time would be slow)."""
-    with path.open("r+b", buffering=0) as file:
-        old = os.pread(file.fileno(), len(new), place)
-        os.pwrite(file.fileno(), new, place)
-        yield
-        os.pwrite(file.fileno(), old, place)
-
-
-def test_flipped_bits_are_found(shard):
-    data, dice = shard.read_bytes(), random.Random(0)
-    header = 8 + int.from_bytes(data[:8], "little")
-    in_header = [dice.randrange(header) for _ in range(3000)]
-    in_body = [dice.randrange(header, len(data)) for _ in range(3000)]
-    for place in in_header + in_body:
-        flipped = bytes([data[place] ^ 1 << dice.randrange(8)])
-        with changed(shard, place, flipped), pytest.raises(CorruptError, match="is corrupt"):
-            read_shard(shard)
-    read_shard(shard)
-
-
-def test_other_lengths_are_found(shard):
-    data = shard.read_bytes()
-    for length in reversed(range(len(data))):
-        os.truncate(shard, length)
-        with pytest.raises(CorruptError):
-            read_shard(shard)
-    shard.write_bytes(data + b"\0")
-    with pytest.raises(CorruptError, match=f"has {len(data) + 1} bytes, by its header {len(data)}"):
-        read_shard(shard)
-
-
-def test_zeroed_pages_are_found(tmp_path):
-    path = tmp_path / "a.safetensors"
-    values = np.random.default_rng(0).standard_normal((4, 32, 32, 16), np.float32)
-    write_shard(path, {"latents": values}, kind="trajectory", index=0)
-    size, dice = path.stat().st_size, random.Random(0)
-    for _ in range(500):
-        place = dice.randrange(size - 4096)
-        with changed(path, place, bytes(4096)), pytest.raises(CorruptError):
-            verify_shard(path)
-    verify_shard(path)
-
-
-def test_flipped_bits_in_documents_are_found(tmp_path, reference):
-    dice = random.Random(0)
-    for name in ("stage.json", "SEALED.json"):
-        path, data = tmp_path / name, reference[name]
-        path.write_bytes(data)
-        right = read_stamped(path)
-        for _ in range(1000):
-            place = dice.randrange(len(data))
-            flipped = bytes([data[place] ^ 1 << dice.randrange(8)])
-            with changed(path, place, flipped), suppress(CorruptError):
-                assert read_stamped(path) == right  # white space may change
-
-
-def test_a_corrupt_shard_alone_is_redone(tmp_path, reference):
-    finished_with_one_corrupt_shard(tmp_path)
-    made = []
-    stage = build(tmp_path, on_made=made.append)
-    assert made == [unit_name(1)]
-    assert contents(stage) == reference
-    ((name, reason),) = stage.moved_aside
-    assert name == unit_name(1)
-    assert "do not fit its sha256" in reason
-    assert stage.path(f"{name}.bad-1").exists()
-
-
+@shows("P1", "the store: a process killed with SIGKILL at each operation of the disk in turn")
 def test_sigkill_at_every_operation(tmp_path):
     result = work("kill_at_each_operation", tmp_path)
     assert result["kills"] > 15
     assert result["differing"] == []
+    return result["kills"]
 
 
+@shows("P1", "the store: processes killed with SIGKILL at random moments")
 def test_sigkill_at_random(tmp_path):
     result = work("kill_at_random", tmp_path)
     assert result["killed"] >= 20
     assert result["differing"] == 0
+    return result["killed"]
 
 
+POWER = "states after a power cut at each event: unsynced data whole, half, zeros or gone, unsynced"
+
+
+@shows("P2", f"{POWER} names any subset of the last six")
+def test_power_loss(tmp_path):
+    return passed(store_checks.power_loss, tmp_path, at_least=20)
+
+
+@shows("P2", "the same states while a damaged shard is moved aside and made again")
+def test_power_loss_while_a_corrupt_shard_is_redone(tmp_path):
+    return passed(store_checks.power_loss, tmp_path, finished_with_one_corrupt_shard, at_least=10)
+
+
+def test_new_folders_are_made_durable(tmp_path):
+    passed(store_checks.new_folders, tmp_path)
+
+
+@shows("P3", "the store: ENOSPC at each operation of the disk in turn, half of the data written")
+def test_a_full_disk_at_any_operation(tmp_path):
+    return passed(store_checks.full_disk, tmp_path, at_least=20)
+
+
+@shows("P3", "the store: the disk becomes read-only at each operation in turn")
+def test_a_read_only_disk_at_any_operation(tmp_path):
+    return passed(store_checks.read_only, tmp_path, at_least=20)
+
+
+def test_an_error_leaves_no_temporary_file(tmp_path):
+    passed(store_checks.leftovers, tmp_path, at_least=5)
+
+
+@shows("P3", "the store: a quota (RLIMIT_FSIZE) of too few bytes for some file")
+def test_real_quotas(tmp_path):
+    return passed(store_checks.quotas, tmp_path, at_least=50)
+
+
+@shows("P4", "one bit of a shard flipped, 3,000 times in the header and 3,000 in the body")
+def test_flipped_bits_are_found(tmp_path):
+    return passed(store_checks.flipped_bits, tmp_path, at_least=6000)
+
+
+@shows("P4", "a shard cut off at each length, or with a byte too many")
+def test_other_lengths_are_found(tmp_path):
+    return passed(store_checks.other_lengths, tmp_path, at_least=500)
+
+
+@shows("P4", "4 KB of a shard zeroed")
+def test_zeroed_pages_are_found(tmp_path):
+    return passed(store_checks.zeroed_pages, tmp_path, at_least=500)
+
+
+@shows("P4", "one bit of stage.json or SEALED.json flipped: refused, or nothing but white space")
+def test_flipped_bits_in_documents_are_found(tmp_path):
+    return passed(store_checks.flipped_documents, tmp_path, at_least=2000)
+
+
+@shows("P4", "one bit of a stored picture flipped, a picture cut off, 64 bytes of it zeroed")
+def test_damaged_pictures_are_found(tmp_path):
+    return passed(store_checks.damaged_pictures, tmp_path, at_least=1500)
+
+
+@shows("P4", "each shard of a stage damaged in turn: it alone is moved aside and made again")
+def test_a_corrupt_shard_alone_is_redone(tmp_path):
+    return passed(store_checks.one_redone, tmp_path, at_least=UNITS)
+
+
+@shows("P5", "four processes complete one stage together: nothing is done twice")
 def test_four_writers_share_the_work(tmp_path):
-    assert work("write_together", tmp_path) == {"made": [UNITS] * 10, "differing": 0}
+    result = work("write_together", tmp_path)
+    assert result == {"made": [UNITS] * 10, "differing": 0}
+    return len(result["made"])
 
 
+@shows("P5", "four processes on a file system without locks: work may double, the bytes are right")
+def test_four_writers_without_locks(tmp_path):
+    result = work("write_together_without_locks", tmp_path)
+    assert result["differing"] == 0
+    assert min(result["made"]) >= UNITS
+    return len(result["made"])
+
+
+@shows("P5", "eight processes race for a dead owner's claim: one gets it")
 def test_eight_race_for_a_dead_owners_claim(tmp_path):
-    assert work("race_for_a_dead_claim", tmp_path) == {"winners": [1] * 20}
+    result = work("race_for_a_dead_claim", tmp_path)
+    assert result == {"winners": [1] * 20}
+    return len(result["winners"])
+
+
+@shows(
+    "P7", "the store: Ctrl-C within each operation of the disk in turn, half of the data written"
+)
+def test_an_interrupt_within_any_operation(tmp_path):
+    return passed(store_checks.interrupts, tmp_path, at_least=20)
+
+
+def test_two_writers_of_one_file(tmp_path):
+    passed(store_checks.two_at_one_file, tmp_path, at_least=2)
+
+
+def test_what_a_dead_writer_left(tmp_path):
+    passed(store_checks.dead_writers_file, tmp_path)
+
+
+def test_a_strangers_shard_is_not_read(tmp_path):
+    passed(store_checks.strangers, tmp_path, at_least=2)
+
+
+def test_what_changes_a_stage_takes_its_seal_off(tmp_path):
+    passed(store_checks.seals_come_off, tmp_path, at_least=3)
+
+
+def test_a_stage_in_use_is_not_set_aside(tmp_path):
+    passed(store_checks.in_use, tmp_path, at_least=2)
+
+
+def test_the_system_is_asked_to_sync(tmp_path):
+    passed(store_checks.asks_to_sync, tmp_path)

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from conftest import command, tree
+from ledger import shows
 
 STEPS, BATCHES = 3, 4
 SETTINGS = (
@@ -76,6 +77,7 @@ def test_the_reference_is_complete(reference):
     assert sorted(name.split("/")[2] for name in names) == ["SEALED.json", "stage.json", *shards]
 
 
+@shows("P11", "a traced run killed before, within, between and after its checkpoints", trials=1)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at_a_chosen_moment(tmp_path, reference, moment):
     assert kill_when(tmp_path, MOMENTS[moment], start(tmp_path))
@@ -83,9 +85,12 @@ def test_killed_at_a_chosen_moment(tmp_path, reference, moment):
     assert tree(tmp_path / "outputs" / "store") == reference
 
 
+@shows(
+    "P11", "a traced run killed again and again, each time a random while after its first new file"
+)
 def test_killed_again_and_again(tmp_path, reference):
     """Each time a random while after the first new file."""
-    rng = random.Random(0)
+    rng, kills = random.Random(0), 0
     for _ in range(4):
         process = start(tmp_path)
         before = set(tree(tmp_path / "outputs" / "store"))
@@ -94,8 +99,10 @@ def test_killed_again_and_again(tmp_path, reference):
         time.sleep(rng.uniform(0, 0.6))
         process.kill()
         process.communicate()
+        kills += process.returncode == -signal.SIGKILL
     finish(tmp_path)
     assert tree(tmp_path / "outputs" / "store") == reference
+    return kills
 
 
 def test_traced_while_sampled_replayed_and_extended_are_the_same(tmp_path, reference):
@@ -119,6 +126,7 @@ def forwards(cwd):
     return sum(each["call"] == "forward" for each in calls)
 
 
+@shows("P11", "two processes trace one set together, sampling or replaying it", trials=1)
 @pytest.mark.parametrize("first", [None, "stages=[conditioning,trajectories]"])
 def test_two_processes_at_once_share_the_work(tmp_path, reference, first):
     """They sample and trace, or replay what is stored: each forward once, the same bytes."""
@@ -133,6 +141,7 @@ def test_two_processes_at_once_share_the_work(tmp_path, reference, first):
     assert forwards(tmp_path) == BATCHES * STEPS
 
 
+@shows("P11", "one of two that trace together is killed, the other one ends alone", trials=1)
 def test_what_a_killed_process_held_is_taken_over(tmp_path, reference):
     """One of two is killed in the midst; the other one ends alone."""
     processes = [start(tmp_path), start(tmp_path)]

@@ -1,0 +1,88 @@
+"""What is corrupt is moved aside, so that the next run makes just that again.
+
+Nothing is deleted but a seal, which a run writes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from taqdit.errors import StorageError
+from taqdit.store import Stage
+from taqdit.store.aside import set_aside
+from taqdit.survey.stages import Surveyed, survey_stage
+from taqdit.survey.verifying import Checked, Finding
+
+MOVED, UNSEALED, REPLACED, LEFT = "moved aside", "unsealed", "set aside", "left alone"
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What was done (or would be) about a finding, and where the file is now."""
+
+    action: str
+    finding: Finding
+    target: Path | None = None
+    why: str = ""
+
+
+def repair(checked: Iterable[Checked], *, dry_run: bool) -> Iterator[Repaired]:
+    """Repair the stages, yielding what is done with each finding that says corrupt.
+
+    A stage that a living process works on is left alone. StorageError as the disk gives it.
+    """
+    for each in checked:
+        if each.corrupt:
+            yield from _Repair(each.stage, dry_run).run(each.corrupt)
+
+
+class _Repair:
+    """Of one stage."""
+
+    def __init__(self, stage: Surveyed, dry_run: bool) -> None:
+        self.stage, self.dry_run = stage, dry_run
+
+    def run(self, findings: list[Finding]) -> Iterator[Repaired]:
+        """Do about each finding what can be done."""
+        now = survey_stage(self.stage.folder)
+        if now.held:
+            why = f"another process works on it ({now.held[0]}); repair when it has ended"
+            yield from (Repaired(LEFT, each, why=why) for each in findings)
+            return
+        for each in findings:
+            if each.kind == "stage":
+                yield self._replace(each)
+                return
+        for each in _by_file(findings):
+            yield self._repair(each)
+
+    def _replace(self, finding: Finding) -> Repaired:
+        """Without its stage.json, nothing of a folder can be used."""
+        if self.dry_run:
+            return Repaired(REPLACED, finding)
+        try:
+            return Repaired(REPLACED, finding, set_aside(self.stage.folder))
+        except StorageError as error:
+            return Repaired(LEFT, finding, why=str(error))
+
+    def _repair(self, finding: Finding) -> Repaired:
+        if finding.kind == "unreadable":
+            return Repaired(LEFT, finding, why="check the disk and the file's permissions")
+        name = finding.file
+        in_place = name is not None and name in self.stage.files
+        if self.dry_run:
+            return Repaired(MOVED if in_place else UNSEALED, finding)
+        stage = Stage(self.stage.folder, self.stage.kind, self.stage.fingerprint)
+        if in_place and name is not None and stage.path(name).exists():
+            return Repaired(MOVED, finding, stage.quarantine(name, finding.words))
+        stage.unseal()
+        return Repaired(UNSEALED, finding)
+
+
+def _by_file(findings: list[Finding]) -> Iterator[Finding]:
+    """All that is wrong with a file as one finding."""
+    for file in dict.fromkeys(each.file for each in findings):
+        of_file = [each for each in findings if each.file == file]
+        yield replace(of_file[0], words="; ".join(each.words for each in of_file))

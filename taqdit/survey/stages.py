@@ -1,0 +1,282 @@
+"""A stage's folder as one finds it: nothing is opened for writing, no lock is taken for long."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from taqdit.activations import CHECKPOINT, PART
+from taqdit.errors import CorruptError, StorageError
+from taqdit.store.digest import read_stamped
+from taqdit.store.disk import guarded
+from taqdit.store.held import is_held
+from taqdit.store.stage import SCHEMA
+
+KINDS = ("conditioning", "trajectories", "statistics", "weights", "analysis", "figures")
+SEALED, UNFINISHED, AT_WORK = "sealed", "unfinished", "at work"
+DAMAGED, FOREIGN = "damaged", "foreign schema"
+STAGE, SEAL = "stage.json", "SEALED.json"
+_UNITS = {  # what a unit of a kind is called
+    "conditioning": "text",
+    "trajectories": "trajectory",
+    "statistics": "step",
+    "weights": "table",
+    "analysis": "table",
+    "figures": "figure",
+}
+_ASIDE = re.compile(r".+\.bad-\d+")
+_REPLACED = re.compile(r".+\.replaced-\d+")
+Sizes = Mapping[str, int]
+"""File name -> bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Surveyed:
+    """One stage folder. `files` are its shards and images; `aside` those moved aside as corrupt;
+    `leftovers` what dead writers left; `held` the claims and temporary files of living ones.
+
+    `document` is stage.json, `seal` the list of SEALED.json; None where absent or damaged, and
+    `faults` then says why, by file.
+    """
+
+    folder: Path
+    files: Sizes
+    about: Sizes
+    aside: Sizes
+    leftovers: Sizes
+    held: tuple[str, ...]
+    document: Mapping[str, Any] | None
+    seal: Mapping[str, str] | None
+    faults: Mapping[str, str]
+
+    @property
+    def kind(self) -> str:
+        """`trajectories`, `statistics` ..."""
+        return self.folder.parent.name
+
+    @property
+    def name(self) -> str:
+        """Kind and folder, as runs name it."""
+        return f"{self.kind}/{self.folder.name}"
+
+    @property
+    def state(self) -> str:
+        """`sealed`, `unfinished`, `at work`, `damaged` or `foreign schema`."""
+        if self.is_foreign:
+            return FOREIGN
+        if STAGE in self.faults:
+            return DAMAGED
+        if self.held:
+            return AT_WORK
+        if self.faults or self.lost:
+            return DAMAGED
+        return SEALED if self.seal is not None and set(self.seal) == set(self.files) else UNFINISHED
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is damaged, as far as the listing shows."""
+        words = [f"{name}: {reason}" for name, reason in self.faults.items()]
+        if self.lost:
+            words.append(f"{len(self.lost)} of {len(self.seal or ())} sealed files are missing")
+        return "; ".join(words) or None
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another version wrote it, in a form that this one does not read."""
+        return self.document is not None and self.document.get("schema") != SCHEMA
+
+    @cached_property
+    def lost(self) -> list[str]:
+        """Files that the seal lists and that are not there."""
+        return [] if self.held else sorted(set(self.seal or ()) - set(self.files))
+
+    @property
+    def fingerprint(self) -> str:
+        """In full, as stage.json has it; "" without one."""
+        return str((self.document or {}).get("fingerprint", ""))
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the fingerprint was taken of."""
+        found = (self.document or {}).get("inputs")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def backends(self) -> list[dict[str, Any]]:
+        """On which backends it was made; those that say nothing are left out."""
+        found = (self.document or {}).get("backends")
+        listed = found if isinstance(found, list) else []
+        return [each for each in listed if each and isinstance(each, dict)]
+
+    @property
+    def working(self) -> dict[str, int]:
+        """Checkpoints and parts of unfinished statistics."""
+        begin = (f"{CHECKPOINT}_", f"{PART}_")
+        return {name: size for name, size in self.files.items() if name.startswith(begin)}
+
+    @property
+    def units(self) -> int:
+        """Finished units of work."""
+        shards = [name for name in self.files if name.endswith(".safetensors")]
+        return len(set(shards) - set(self.working))
+
+    @property
+    def unit(self) -> str:
+        """What a unit is called."""
+        return _UNITS.get(self.kind, "shard")
+
+    @property
+    def bytes(self) -> int:
+        """Of the data and what describes them; without files moved aside and leftovers."""
+        return sum(self.files.values()) + sum(self.about.values())
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A stage's folder that `refresh` or a repair moved aside as a whole."""
+
+    folder: Path
+    files: int
+    bytes: int
+
+    @property
+    def name(self) -> str:
+        """Kind and folder."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+
+def stages_of(store: Path) -> list[Surveyed]:
+    """Every stage folder, the kinds in the order of the data flow."""
+    return [survey_stage(folder) for folder in _folders(store) if not _is_replaced(folder)]
+
+
+def replaced_in(store: Path) -> list[Replaced]:
+    """Every folder that was moved aside."""
+    found = []
+    for folder in _folders(store):
+        if _is_replaced(folder):
+            sizes = sizes_below(folder)
+            found.append(Replaced(folder, len(sizes), sum(sizes.values())))
+    return found
+
+
+def sizes_below(folder: Path) -> dict[str, int]:
+    """Every file below a folder and its bytes. Links are counted as links."""
+    found = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            try:
+                found[str(path.relative_to(folder))] = path.lstat().st_size
+            except FileNotFoundError:
+                continue  # somebody is at work
+    return found
+
+
+def survey_stage(folder: Path) -> Surveyed:
+    """One stage folder. StorageError if it cannot be listed."""
+    sizes = _sizes(folder)
+    transient = {name for name in sizes if _is_transient(name)}
+    held = tuple(sorted(name for name in transient if is_held(folder / name)))
+    data = {n: s for n, s in sizes.items() if _is_data(n)}
+    faults: dict[str, str] = {}
+    document = _stamped(folder / STAGE, STAGE in sizes, faults)
+    if document is None and data:
+        faults.setdefault(STAGE, "it is missing, though there are data")
+    elif document is not None and (reason := _strange(document, folder)):
+        faults[STAGE] = reason
+    return Surveyed(
+        folder=folder,
+        files=data,
+        about={name: sizes[name] for name in (STAGE, SEAL) if name in sizes},
+        aside={n: s for n, s in sizes.items() if _ASIDE.fullmatch(n)},
+        leftovers={name: sizes[name] for name in sorted(transient - set(held))},
+        held=held,
+        document=document,
+        seal=_seal(folder / SEAL, SEAL in sizes, faults),
+        faults=faults,
+    )
+
+
+def _folders(store: Path) -> list[Path]:
+    """Folders of the store's kinds, those of known kinds first."""
+    with guarded("list", store):
+        kinds = sorted(each.name for each in store.iterdir() if each.is_dir())
+        order = [*(k for k in KINDS if k in kinds), *(k for k in kinds if k not in KINDS)]
+        return [
+            folder
+            for kind in order
+            for folder in sorted((store / kind).iterdir())
+            if folder.is_dir()
+        ]
+
+
+def _is_replaced(folder: Path) -> bool:
+    return _REPLACED.fullmatch(folder.name) is not None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    with guarded("list", folder), os.scandir(folder) as entries:
+        found = {}
+        for entry in entries:
+            try:
+                if entry.is_file(follow_symlinks=False) or entry.is_symlink():
+                    found[entry.name] = entry.stat().st_size
+            except FileNotFoundError:
+                continue  # somebody is at work, or the link leads nowhere
+    return dict(sorted(found.items()))
+
+
+def _is_transient(name: str) -> bool:
+    return name.endswith(".claim") or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def _is_data(name: str) -> bool:
+    return name.endswith((".safetensors", ".png")) and not name.startswith(".")
+
+
+def _stamped(path: Path, there: bool, faults: dict[str, str]) -> dict[str, Any] | None:
+    if not there:
+        return None
+    try:
+        return read_stamped(path)
+    except CorruptError as error:
+        faults[path.name] = reason_of(error, path)
+    except StorageError as error:
+        if path.exists():
+            faults[path.name] = str(error)
+    return None
+
+
+def _strange(document: Mapping[str, Any], folder: Path) -> str | None:
+    """Why an intact stage.json is not that of this folder."""
+    if document.get("schema") != SCHEMA:
+        return None
+    mark = document.get("fingerprint")
+    if not (isinstance(mark, str) and isinstance(document.get("inputs"), dict)):
+        return "it names no fingerprint or no inputs"
+    if (document.get("stage"), mark[:12]) != (folder.parent.name, folder.name):
+        return f"it belongs to {document.get('stage')}/{mark[:12]}"
+    return None
+
+
+def _seal(path: Path, there: bool, faults: dict[str, str]) -> dict[str, str] | None:
+    document = _stamped(path, there, faults)
+    if document is None or document.get("schema") != SCHEMA:
+        return None
+    files = document.get("files")
+    pairs: Iterable[Any] = files if isinstance(files, list) else ()
+    return {
+        str(each[0]): str(each[1]) for each in pairs if isinstance(each, list) and len(each) == 2
+    }
+
+
+def reason_of(error: Exception, path: Path) -> str:
+    """What is wrong with a file, without its path and what to do about it."""
+    words = str(error).removeprefix(f"{path} is corrupt: ")
+    return words.partition("; restore it, or move it away")[0]

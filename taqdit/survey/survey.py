@@ -1,0 +1,113 @@
+"""A whole store: its stages, the runs that refer to them, what lies about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taqdit.errors import InputError
+from taqdit.store.digest import parse_object
+from taqdit.store.layout import parse
+from taqdit.survey.runs import RunFound, runs_of
+from taqdit.survey.stages import Replaced, Surveyed, replaced_in, sizes_below, stages_of
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What a store holds."""
+
+    store: Path
+    stages: tuple[Surveyed, ...]
+    replaced: tuple[Replaced, ...]
+    runs: tuple[RunFound, ...]
+
+    @classmethod
+    def of(cls, store: Path) -> Survey:
+        """Look at a store; see `find_store`. Nothing is changed."""
+        return cls(store, tuple(stages_of(store)), tuple(replaced_in(store)), tuple(runs_of(store)))
+
+    def chosen(self, name: str | None) -> list[Surveyed]:
+        """The stages of a kind, or with this folder or beginning of it; None: all.
+
+        Raises InputError if there is none.
+        """
+        found = [each for each in self.stages if name is None or _is_meant(each, name)]
+        if name is not None and not found:
+            there = ", ".join(each.name for each in self.stages) or "nothing"
+            raise InputError(f"the store {self.store} has no stage {name!r}; it holds {there}")
+        return found
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Every file of the store, of whatever kind, and its bytes."""
+        return sizes_below(self.store)
+
+    def references(self, stage: Surveyed) -> list[RunFound]:
+        """The runs that refer to a stage, the last one last.
+
+        run.json names the stages of data. An analysis belongs to the runs over the statistics it
+        was made of; a figure to those over its data, and if it shows a selection, with that rule.
+        """
+        return [run for run in self.runs if self._refers(run, stage)]
+
+    def _refers(self, run: RunFound, stage: Surveyed) -> bool:
+        inputs = stage.inputs
+        if stage.kind == "figures":
+            statistics = _listed(inputs) or [None]
+            return (
+                run.stages.get("trajectories") == inputs.get("trajectories")
+                and run.stages.get("statistics") in (statistics[0], None)
+                and inputs.get("rule") in (run.rule, None)
+            )
+        if stage.kind == "analysis":
+            return run.stages.get("statistics") in self._analysed.get(stage.name, ())
+        mark = run.stages.get(stage.kind, "")
+        return mark == stage.fingerprint or (not stage.fingerprint and self._is_of(stage, mark))
+
+    @staticmethod
+    def _is_of(stage: Surveyed, mark: str) -> bool:
+        """Whether a folder without an intact stage.json bears a fingerprint's name."""
+        return bool(mark) and mark[:12] == stage.folder.name
+
+    @cached_property
+    def _analysed(self) -> dict[str, set[str]]:
+        """Analysis folder -> fingerprints of the statistics that it was made of."""
+        digests = {
+            digest: stage.fingerprint
+            for stage in self.stages
+            if stage.kind == "statistics"
+            for digest in _digests(stage)
+        }
+        return {
+            stage.name: {
+                digests[str(each)] for each in _listed(stage.inputs) if str(each) in digests
+            }
+            for stage in self.stages
+            if stage.kind == "analysis"
+        }
+
+
+def _is_meant(stage: Surveyed, name: str) -> bool:
+    return name in (stage.kind, stage.name) or (
+        len(name) >= 4 and (stage.folder.name.startswith(name) or stage.name.startswith(name + "/"))
+    )
+
+
+def _listed(inputs: Mapping[str, Any]) -> list[Any]:
+    found = inputs.get("statistics")
+    return found if isinstance(found, list) else []
+
+
+def _digests(stage: Surveyed) -> Iterator[str]:
+    """What the shards of statistics say is their digest; it is not checked here."""
+    for name in stage.files:
+        if name not in stage.working:
+            with suppress(OSError, ValueError):
+                text, _ = parse(np.memmap(stage.folder / name, np.uint8, "r"))
+                yield str(parse_object(text).get("sha256"))

@@ -1,0 +1,161 @@
+"""The images of a stage of trajectories as a data set: who they are, and which of them are whole.
+
+Everything is read from the store, at any time: the stage's own settings, the shards and the PNGs.
+Nothing is moved aside or repaired here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taqdit import images
+from taqdit.errors import CorruptError, InputError, StorageError
+from taqdit.store import Stage, sha256_hex
+from taqdit.trajectory import KIND, shard_name
+from taqdit.verbs.records import (
+    images_asked,
+    marks_of,
+    read_record,
+    run_folders,
+    trajectories_asked,
+)
+
+TRAJECTORIES = "trajectories"
+_NUMBER = re.compile(r"([0-9]{6,})\.(?:safetensors|png)")
+_SETTINGS = ("prompts", "num_steps", "cfg_scale", "seed", "batch_size", "latent_shape", "shift")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image and what it was made from."""
+
+    index: int
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The first `count` trajectories of a stage; `pictures`: each of them is to have a PNG.
+
+    `settings` is what the stage was made from.
+    """
+
+    stage: Stage
+    settings: dict[str, Any]
+    count: int
+    pictures: bool
+
+    @classmethod
+    def of_run(cls, folder: Path) -> ImageSet:
+        """What a run asked for, finished or not. InputError if it has no trajectories."""
+        record = read_record(folder)
+        mark = marks_of(record).get(TRAJECTORIES)
+        store = folder / record["store"]
+        stage = Stage.find(store, TRAJECTORIES, mark) if mark else None
+        if stage is None:
+            raise InputError(f"the run {folder} has no stored stage {TRAJECTORIES} in {store}")
+        return cls._of(stage, trajectories_asked(record), images_asked(record))
+
+    @classmethod
+    def of_stage(cls, folder: Path) -> ImageSet:
+        """All that a stage's folder is to hold: what any of its files, and any run that refers to
+        it, counts up to. InputError if it is no stage of trajectories."""
+        stage = Stage.at(folder)
+        owners = list(_owners(stage))
+        there = [int(match[1]) + 1 for match in map(_NUMBER.fullmatch, _named(stage)) if match]
+        asked = [trajectories_asked(each) for each in owners]
+        pictures = bool(stage.names(".png")) or any(map(images_asked, owners))
+        return cls._of(stage, max([*there, *asked], default=0), pictures)
+
+    @classmethod
+    def _of(cls, stage: Stage, count: int, pictures: bool) -> ImageSet:
+        settings = stage.inputs
+        if lacking := [key for key in _SETTINGS if key not in settings]:
+            raise InputError(f"{stage.folder} is no stage of trajectories: no {lacking[0]} in it")
+        return cls(stage, settings, count, pictures)
+
+    def entry(self, index: int) -> Entry:
+        """One trajectory, once its shard (and its picture, if it is to have one) is verified.
+
+        CorruptError for a damaged one, StorageError for one that is not there.
+        """
+        shard = self.stage.read(shard_name(index), kind=KIND, index=index)
+        if self.pictures:
+            self.picture(index)
+        about, texts = shard.metadata, self.settings["prompts"]
+        place = about.get("prompt_index")
+        known = type(place) is int and 0 <= place < len(texts)
+        prompt = texts[place] if known else ""
+        if not known or about.get("prompt_sha256") != sha256_hex(prompt.encode()):
+            path = self.stage.path(shard_name(index))
+            raise CorruptError(f"{path} names a prompt that its stage does not have")
+        return Entry(index, prompt, int(about["seed"]))
+
+    def picture(self, index: int) -> Path:
+        """The PNG of one trajectory, verified. Raises as `entry`."""
+        path = self.stage.path(images.picture_name(index))
+        images.read_picture(path, owner=self.owner(index))
+        return path
+
+    def owner(self, index: int) -> str:
+        """What the PNG of a trajectory names itself."""
+        return images.picture_owner(self.stage.fingerprint, index)
+
+    def entries(self) -> tuple[list[Entry], dict[int, str]]:
+        """Those that are whole, and why the others are not, by their number."""
+        whole: list[Entry] = []
+        lacking: dict[int, str] = {}
+        for index in range(self.count):
+            try:
+                whole.append(self.entry(index))
+            except (CorruptError, StorageError) as error:
+                lacking[index] = str(error)
+        return whole, lacking
+
+    def described(self, entry: Entry) -> dict[str, Any]:
+        """What a line of metadata says of an image beside its file's name."""
+        return {
+            "prompt": entry.prompt,
+            "seed": entry.seed,
+            "cfg_weight": self.settings["cfg_scale"],
+            "num_steps": self.settings["num_steps"],
+        }
+
+
+def lacks(lacking: dict[int, str]) -> str:
+    """A few of those that are not whole, and why, in one line."""
+    first = next(iter(lacking.values()))
+    return f"{len(lacking)} missing or damaged: {ranges(lacking)} (the first: {first})"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers in words: "0-3, 7, 9-12"; of many the first ones."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    words = [f"{low}" if low == high else f"{low}-{high}" for low, high in runs]
+    return ", ".join(words[:8]) + (" .." if len(words) > 8 else "")
+
+
+def _owners(stage: Stage) -> Iterator[dict[str, Any]]:
+    """The records of the runs beside the store that refer to the stage, as far as legible."""
+    outputs = stage.folder.parent.parent.parent
+    for run in [*run_folders(outputs / "runs"), *run_folders(outputs / "sweeps")]:
+        with suppress(CorruptError):
+            record = read_record(run)
+            if marks_of(record).get(TRAJECTORIES) == stage.fingerprint:
+                yield record
+
+
+def _named(stage: Stage) -> list[str]:
+    """The files that there are, and those that were when the stage was sealed."""
+    return [*stage.names(), *(stage.seal_list or {})]

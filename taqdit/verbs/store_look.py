@@ -1,0 +1,272 @@
+"""`taqdit store ls | du | verify`: nothing is changed by any of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from taqdit import config
+from taqdit.errors import CorruptError
+from taqdit.preflight import size
+from taqdit.survey import Checked, Finding, Survey, Surveyed, find_store
+from taqdit.survey import verify as verify_stages
+from taqdit.survey.usage import Usage, usage
+from taqdit.survey.words import made_of, words
+from taqdit.verbs.arguments import Arguments
+
+SCHEMA = 1  # of the JSON: raise it when a key changes its meaning or goes
+
+
+def parser(verb: str, description: str) -> Arguments:
+    """Arguments that all of them take."""
+    found = Arguments(f"store {verb}", description)
+    found.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        metavar="FOLDER",
+        help="an output folder, or the store in it (default: the configured output_dir)",
+    )
+    return found
+
+
+def survey(folder: Path | None) -> Survey:
+    """What lies in the store of a folder. Raises InputError if there is none."""
+    return Survey.of(find_store(folder or Path(config.compose_config().output_dir)))
+
+
+def tell(text: str) -> None:
+    """Print a line; what is no printable character (names of files may hold any) as its escape."""
+    print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), flush=True)
+
+
+def ls(arguments: Sequence[str]) -> int:
+    """What is stored, in which state, made from what, for which runs."""
+    found = parser("ls", "List the stages of a store.")
+    _add_json(found)
+    given = found.parse_args(list(arguments))
+    there = survey(given.folder)
+    if given.json:
+        _print_json(listing(there))
+    else:
+        _print_listing(there)
+    return 0
+
+
+def du(arguments: Sequence[str]) -> int:
+    """How many bytes: by stage, by folder, moved-aside files and leftovers apart."""
+    found = parser("du", "Say what takes how much space in a store.")
+    _add_json(found)
+    given = found.parse_args(list(arguments))
+    there = survey(given.folder)
+    spent = usage(there)
+    if given.json:
+        _print_json({"schema": SCHEMA, "store": str(there.store), **spent.as_dict()})
+    else:
+        _print_usage(there, spent)
+    return 0
+
+
+def verify(arguments: Sequence[str]) -> int:
+    """Read and check every file; exit code 5 if one is corrupt."""
+    found = parser(
+        "verify", "Check digests, numbers, shapes and counts of a store. Changes nothing."
+    )
+    _add_json(found)
+    found.add_argument("--stage", metavar="NAME", help="a kind of stage, or the name of a folder")
+    given = found.parse_args(list(arguments))
+    there = survey(given.folder)
+    checked = []
+    if not given.json:
+        tell(f"{'STAGE':<28}{'STATE':<16}{'FILES':>7}{'SIZE':>11}{'CORRUPT':>9}{'WARNINGS':>10}")
+    for each in verify_stages(there.chosen(given.stage)):
+        checked.append(each)
+        if not given.json:
+            tell(_row(each))
+    if given.json:
+        _print_json(verdict(there, checked))
+    else:
+        _print_verdict(there, checked)
+    return CorruptError.exit_code if any(each.corrupt for each in checked) else 0
+
+
+def listing(there: Survey) -> dict[str, Any]:
+    """`ls --json`."""
+    return {
+        "schema": SCHEMA,
+        "store": str(there.store),
+        "runs": len(there.runs),
+        "unreadable_runs": [
+            {"run": _below(there, run.folder), "problem": run.problem}
+            for run in there.runs
+            if run.problem
+        ],
+        "stages": [_stage(there, stage) for stage in there.stages],
+        "replaced": [
+            {"folder": each.name, "files": each.files, "bytes": each.bytes}
+            for each in there.replaced
+        ],
+    }
+
+
+def verdict(there: Survey, checked: Sequence[Checked]) -> dict[str, Any]:
+    """`verify --json`."""
+    return {
+        "schema": SCHEMA,
+        "store": str(there.store),
+        "files": sum(each.files for each in checked),
+        "bytes": sum(each.bytes for each in checked),
+        "corrupt": sum(len(each.corrupt) for each in checked),
+        "warnings": sum(len(each.warnings) for each in checked),
+        "stages": [
+            {
+                "folder": each.stage.name,
+                "state": each.stage.state,
+                "files": each.files,
+                "bytes": each.bytes,
+                "corrupt": len(each.corrupt),
+                "warnings": len(each.warnings),
+            }
+            for each in checked
+        ],
+        "findings": [_finding(finding) for each in checked for finding in each.findings],
+    }
+
+
+def _finding(found: Finding) -> dict[str, Any]:
+    return {
+        "severity": found.severity,
+        "folder": found.stage,
+        "file": found.file,
+        "kind": found.kind,
+        "words": found.words,
+        "bytes": found.bytes,
+    }
+
+
+def _stage(there: Survey, stage: Surveyed) -> dict[str, Any]:
+    return {
+        "stage": stage.kind,
+        "folder": stage.name,
+        "fingerprint": stage.fingerprint or None,
+        "state": stage.state,
+        "problem": stage.problem,
+        "units": stage.units,
+        "unit": stage.unit,
+        "files": len(stage.files),
+        "bytes": stage.bytes,
+        "made_of": made_of(stage),
+        "backends": stage.backends,
+        "runs": [_below(there, run.folder) for run in there.references(stage)],
+        "held": list(stage.held),
+        "working": dict(stage.working),
+        "aside": dict(stage.aside),
+        "leftovers": dict(stage.leftovers),
+    }
+
+
+def _below(there: Survey, folder: Path) -> str:
+    """A run's folder as seen from the output folder."""
+    return folder.relative_to(there.store.resolve().parent).as_posix()
+
+
+def _print_listing(there: Survey) -> None:
+    if not there.stages:
+        tell(f"the store {there.store} is empty")
+    backends = list(dict.fromkeys(map(_backends, filter(_made, there.stages))))
+    for stage in there.stages:
+        count = _counted(stage.units, stage.unit)
+        tell(f"{stage.name:<28}{stage.state:<16}{count:<18}{size(stage.bytes):>9}  {words(stage)}")
+        if stage.problem:
+            tell(f"    damaged: {stage.problem}")
+        if stage.held:
+            tell(f"    at work: {', '.join(stage.held)}")
+        tell(f"    {_used(there, stage)}{_beside(stage)}")
+        if len(backends) > 1 and _made(stage):
+            tell(f"    made on {_backends(stage)}")
+    for each in there.replaced:
+        tell(f"{each.name:<28}{'replaced':<16}{f'{each.files} files':<18}{size(each.bytes):>9}")
+    for run in there.runs:
+        if run.problem:
+            tell(f"{_below(there, run.folder)}: {run.problem}")
+    if len(backends) == 1:
+        tell(f"made on {backends[0]}")
+
+
+def _made(stage: Surveyed) -> bool:
+    return bool(stage.backends)
+
+
+def _backends(stage: Surveyed) -> str:
+    each = (", ".join(f"{key} {value}" for key, value in b.items()) for b in stage.backends)
+    return " and ".join(each)
+
+
+def _used(there: Survey, stage: Surveyed) -> str:
+    runs = there.references(stage)
+    last = f", the last {_below(there, runs[-1].folder)}" if runs else ""
+    return f"{_counted(len(runs), 'run')}{last}"
+
+
+def _beside(stage: Surveyed) -> str:
+    kinds = {"moved aside": stage.aside, "leftover": stage.leftovers, "unmerged": stage.working}
+    return "".join(f"; {len(files)} {name}" for name, files in kinds.items() if files)
+
+
+def _print_usage(there: Survey, spent: Usage) -> None:
+    tell(f"{size(spent.bytes):>11}  {there.store}")
+    for kind, share in spent.stages.items():
+        what = f"{kind}, {_counted(share.folders, 'folder')}, {_counted(share.files, 'file')}"
+        tell(f"{size(share.bytes):>11}  {what}")
+        for folder, part in spent.folders.items() if share.folders > 1 else ():
+            if folder.startswith(f"{kind}/"):
+                tell(f"{size(part.bytes):>11}    {folder}, {_counted(part.files, 'file')}")
+    if spent.working.files:
+        what = f"of it checkpoints and parts, {_counted(spent.working.files, 'file')}"
+        tell(f"{size(spent.working.bytes):>11}  {what}")
+    for name, share in spent.beside.items():
+        if share.files:
+            tell(f"{size(share.bytes):>11}  {name}, {_counted(share.files, 'file')}")
+
+
+def _row(each: Checked) -> str:
+    stage = each.stage
+    return (
+        f"{stage.name:<28}{stage.state:<16}{each.files:>7}{size(each.bytes):>11}"
+        f"{len(each.corrupt):>9}{len(each.warnings):>10}"
+    )
+
+
+def _print_verdict(there: Survey, checked: Sequence[Checked]) -> None:
+    findings = [finding for each in checked for finding in each.findings]
+    for finding in findings:
+        tell(f"{finding.severity:<9}{finding}")
+    corrupt, warnings = (sum(map(len, each)) for each in _columns(checked))
+    files, read = sum(each.files for each in checked), sum(each.bytes for each in checked)
+    tell(f"{_counted(files, 'file')}, {size(read)}: {corrupt} corrupt, {warnings} warnings")
+    if corrupt:
+        tell(f"mend it: taqdit store repair {there.store.parent}")
+
+
+def _columns(checked: Sequence[Checked]) -> Iterable[list[list[Finding]]]:
+    return [each.corrupt for each in checked], [each.warnings for each in checked]
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {_plural(name, count)}"
+
+
+def _plural(name: str, count: int) -> str:
+    if count == 1:
+        return name
+    return f"{name[:-1]}ies" if name.endswith("ory") else f"{name}s"
+
+
+def _add_json(found: Arguments) -> None:
+    found.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1))

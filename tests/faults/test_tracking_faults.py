@@ -1,0 +1,65 @@
+"""Whole runs with a W&B that fails or hangs in each of its calls: same bytes, all is on record."""
+
+import json
+import sys
+import threading
+import time
+
+import pytest
+import wandb_stub
+from conftest import ANALYTIC, tree
+from ledger import shows
+
+import taqdit as package
+
+SETTINGS = [s for s in ANALYTIC if not s.startswith("tracking")]
+PATIENCE = (
+    "tracking=wandb",
+    "tracking.mode=offline",
+    "tracking.init_timeout=0.3",
+    "tracking.call_timeout=0.3",
+    "tracking.finish_timeout=0.5",
+)
+
+
+def recorded(run):
+    """What events.jsonl holds: the kind and name of each line, and where on its axis it lies."""
+    lines = (run.folder / "events.jsonl").read_text("utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
+    assert found[0].pop("name") == f"{run.folder.parent.name}_{run.folder.name}"
+    return [(event["kind"], event.get("name"), event.get("axis")) for event in found]
+
+
+@pytest.fixture
+def reference(tmp_path):
+    """The shards and the record of a run without W&B."""
+    run = package.launch([*SETTINGS, "tracking=local", f"output_dir={tmp_path / 'reference'}"])
+    return tree(tmp_path / "reference" / "store"), recorded(run)
+
+
+@pytest.mark.parametrize("how", ["raise", "hang"])
+@pytest.mark.parametrize("where", ["init", "log", "log_artifact", "finish"])
+@shows(
+    "P15", "W&B raises or hangs in init, log, log_artifact, finish: the run is unharmed", trials=1
+)
+def test_a_run_is_unharmed(tmp_path, monkeypatch, caplog, reference, where, how):
+    release = threading.Event()
+    fake = wandb_stub.FakeWandb(where, how, release)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    began = time.monotonic()
+    try:
+        run = package.launch([*SETTINGS, *PATIENCE, f"output_dir={tmp_path / 'mine'}"])
+    finally:
+        release.set()
+    assert time.monotonic() - began < 50  # it would hang for 60
+    assert run.summary["status"] == "ok"
+    assert fake.calls.count(where) == 1
+    shards, lines = reference
+    mine = tree(tmp_path / "mine" / "store")
+    assert {n: mine[n] for n in mine if n.endswith("tensors")} == {
+        n: shards[n] for n in shards if n.endswith("tensors")
+    }
+    assert recorded(run) == lines
+    assert lines[-1][0] == "finish"
+    (warning,) = [r.getMessage() for r in caplog.records if "W&B" in r.getMessage()]
+    assert wandb_stub.SECRET not in warning

@@ -1,0 +1,553 @@
+"""`taqdit store gc`: what no run refers to goes, and nothing else does, whatever happens."""
+
+import errno
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ANALYTIC, tree
+from faults.store_lab import Death, DyingDisk, FaultyDisk, QuickDisk
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from taqdit.errors import ConfigError, CorruptError, InputError, StorageError
+from taqdit.plan import fingerprint
+from taqdit.runs import launch, open_run
+from taqdit.store import Stage, disk, publish_json, read_shard
+from taqdit.store.claim import claim
+from taqdit.store.removal import claim_of
+from taqdit.verbs import garbage, store_gc
+from taqdit.verbs.garbage import remove, survey
+from taqdit.verbs.records import run_folders
+
+SHARD = "000000.safetensors"
+
+
+class Lab:
+    """An output folder with stages as runs make them, one small shard each."""
+
+    def __init__(self, outputs):
+        self.outputs, self.store, self.runs = outputs, outputs / "store", 0
+        self.store.mkdir(parents=True, exist_ok=True)
+
+    def stage(self, name, **inputs):
+        mark = fingerprint(inputs)
+        stage = Stage.open(self.store, name, fingerprint=mark, inputs=inputs, backend={})
+        values = np.frombuffer(bytes.fromhex(mark), np.uint8)
+        stage.write(SHARD, {"x": values}, kind=name, index=0, metadata={})
+        stage.seal()
+        return stage
+
+    def run(self, *stages, where="runs/2026-01-01", **more):
+        folder = self.outputs / where / f"{self.runs:06d}"
+        self.runs += 1
+        folder.mkdir(parents=True)
+        marks = dict(stages)
+        store = os.path.relpath(self.store, folder)
+        publish_json(folder / "run.json", {"config": {}, "store": store, "stages": marks, **more})
+        return folder
+
+    def folders(self):
+        return {path for path in self.store.glob("*/*") if path.is_dir()}
+
+    def gc(self, *flags):
+        return store_gc.gc([str(self.outputs), *flags])
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path / "outputs")
+
+
+@pytest.fixture
+def use_disk(monkeypatch):
+    return lambda new: monkeypatch.setattr(disk, "current", new)
+
+
+# --- what is kept, what goes -----------------------------------------------------------------
+
+PAIRS = [(model, seed) for model in (0, 1) for seed in (0, 1)]
+CONDITIONING = [("conditioning", model) for model in (0, 1)]
+TRAJECTORIES = [("trajectories", *pair) for pair in PAIRS]
+STATISTICS = [("statistics", *pair, folds) for pair in PAIRS for folds in (2, 4)]
+WEIGHTS = [("weights", model) for model in (0, 1)]
+ANALYSES = [("analysis", each) for each in STATISTICS]
+FIGURES = [("figures", each, None) for each in TRAJECTORIES]
+FIGURES += [("figures", ("trajectories", *each[1:3]), each) for each in STATISTICS]
+MARKED = [*CONDITIONING, *TRAJECTORIES, *STATISTICS, *WEIGHTS]
+
+
+def mark_of(key):
+    return fingerprint(inputs_of(key))
+
+
+def inputs_of(key):
+    """What a stage of this name was made from, as runs write it: the later ones hold the rest."""
+    kind, *rest = key
+    if kind == "weights":
+        return {"of": rest[0]}
+    if kind == "analysis":
+        return {"statistics": [digest_of(rest[0])], "weighting": "sigma"}
+    if kind == "figures":
+        shown = rest[1] and [mark_of(rest[1]), 8]
+        return {"trajectories": mark_of(rest[0]), "statistics": shown}
+    values = zip(("model", "seed", "folds"), rest, strict=False)
+    return {"weights": {"a": [rest[0]]}, **dict(values)}
+
+
+@lru_cache
+def digest_of(key):
+    """Of the shard that a stage of this name holds."""
+    with tempfile.TemporaryDirectory() as place:
+        stage = Lab(Path(place)).stage(key[0], **inputs_of(key))
+        return read_shard(stage.path(SHARD)).metadata["sha256"]
+
+
+def below(key):
+    """What a stage was made from."""
+    kind, *rest = key
+    found = [("conditioning", rest[0])] if kind in ("trajectories", "statistics") else []
+    return [*found, ("trajectories", *rest[:2])] if kind == "statistics" else found
+
+
+def needed(there, runs):
+    """The oracle: what the runs lead to, of what is there."""
+    named = {key for run in runs for key in run}
+    found = named & there
+    found |= {base for key in found for base in below(key)} & there
+    known = named | found
+    shown = {key for key in there if key[0] == "figures" and {key[1], key[2] or key[1]} <= known}
+    return found | shown | {key for key in there if key[0] == "analysis" and key[1] in found}
+
+
+@settings(max_examples=50)
+@given(
+    there=st.sets(st.sampled_from([*MARKED, *ANALYSES, *FIGURES]), max_size=16),
+    runs=st.lists(st.sets(st.sampled_from(MARKED), max_size=3), max_size=3),
+)
+@example(there={FIGURES[0]}, runs=[{TRAJECTORIES[0]}])  # of data that are gone themselves
+@example(there={FIGURES[0], FIGURES[4]}, runs=[{TRAJECTORIES[0]}])
+@example(there={*STATISTICS[:2], *ANALYSES[:2], *FIGURES[4:6]}, runs=[{STATISTICS[0]}])
+def test_exactly_what_no_run_leads_to_goes(there, runs):
+    runs = [{key[0]: key for key in run}.values() for run in runs]  # one of each kind
+    disk.current, before = QuickDisk(), disk.current
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            lab = Lab(Path(place) / "outputs")
+            made = {key: lab.stage(key[0], **inputs_of(key)).folder for key in there}
+            for run in runs:
+                lab.run(*((key[0], mark_of(key)) for key in run))
+            assert lab.gc("--yes") == 0
+            assert lab.folders() == {made[key] for key in needed(there, runs)}
+    finally:
+        disk.current = before
+
+
+@pytest.fixture
+def small(lab):
+    """Two runs over one conditioning and what they show, and data that no run refers to."""
+    for key in (CONDITIONING[0], TRAJECTORIES[0], STATISTICS[0], ANALYSES[0], FIGURES[0]):
+        lab.stage(key[0], **inputs_of(key))
+    lab.run(*((key[0], mark_of(key)) for key in (CONDITIONING[0], TRAJECTORIES[0], STATISTICS[0])))
+    lab.run(*((key[0], mark_of(key)) for key in (CONDITIONING[0], TRAJECTORIES[0])))
+    lab.lost = [lab.stage(key[0], **inputs_of(key)).folder for key in (CONDITIONING[1], FIGURES[1])]
+    return lab
+
+
+def test_runs_of_sweeps_and_in_folders_of_ones_own_count(lab):
+    places = ("runs/2026-01-01", "sweeps/2026-01-01/1", "mine", "mine/wandb", "a/b/c/d")
+    for place in places:
+        lab.run(where=place)
+    lab.run(where="store/x")
+    inside = lab.run(where="runs/x") / "wandb"
+    inside.mkdir()
+    (inside / "run.json").write_text("{}")  # W&B's own affair
+    assert len(list(run_folders(lab.outputs))) == len(places) + 1
+
+
+def test_runs_behind_a_link_count(small, tmp_path):
+    (small.outputs / "runs").rename(tmp_path / "elsewhere")
+    (small.outputs / "runs").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "elsewhere")
+    assert [each.path for each in survey(small.outputs).found] == small.lost
+
+
+def test_a_store_behind_a_link_keeps_the_runs_beside_the_link(small, tmp_path):
+    small.store.rename(tmp_path / "store")
+    small.store.symlink_to(tmp_path / "store")
+    small.gc("--yes")
+    assert len(small.folders()) == 5
+
+
+def test_a_stage_behind_a_link_is_left_alone(small, tmp_path):
+    away = tmp_path / "away"
+    small.lost[0].rename(away)
+    small.lost[0].symlink_to(away)
+    small.gc("--yes")
+    assert small.lost[0].is_dir()
+    assert (away / SHARD).is_file()
+
+
+def test_statistics_and_files_that_a_run_read_are_kept(small):
+    statistics = small.stage("statistics", other=1).folder
+    aside = statistics.with_name(f"{statistics.name}.replaced-1")
+    shutil.copytree(statistics, aside)
+    small.run(imported_statistics=str(statistics))
+    small.run(imported_statistics=str(aside))
+    small.run(imported={"path": str(small.lost[0] / SHARD), "sha256": ""})
+    small.gc("--yes")
+    assert statistics.is_dir()
+    assert aside.is_dir()
+    assert small.lost[0].is_dir()
+    assert not small.lost[1].is_dir()
+
+
+def test_what_was_imported_is_kept(small):
+    imported = small.stage("imported", kind="images").folder
+    small.gc("--yes")
+    assert imported.is_dir()
+
+
+def test_analyses_are_kept_while_statistics_are_being_made(small):
+    analysis = small.stage("analysis", **inputs_of(ANALYSES[1])).folder
+    (small.store / "statistics" / mark_of(STATISTICS[0])[:12] / "SEALED.json").unlink()
+    small.gc("--yes")
+    assert analysis.is_dir()
+
+
+@pytest.mark.parametrize("name", ["stage.json", SHARD])
+def test_what_is_damaged_is_kept_and_all_that_may_belong_to_it(small, name):
+    path = small.store / "statistics" / mark_of(STATISTICS[0])[:12] / name
+    path.write_bytes(path.read_bytes()[:-9])
+    kept = [small.stage("analysis", **inputs_of(ANALYSES[1])).folder]
+    if name == "stage.json":
+        kept.append(small.stage("trajectories", **inputs_of(TRAJECTORIES[2])).folder)
+    small.gc("--yes")
+    assert all(folder.is_dir() for folder in kept)
+    assert small.lost[0].is_dir() == (name == "stage.json")
+
+
+def test_a_stage_of_which_nobody_knows_what_it_is_is_kept(small):
+    (small.lost[1] / "stage.json").write_bytes(b"{")
+    weights = small.stage("weights", of=1).folder
+    (weights / "stage.json").unlink()
+    begun = small.store / "figures" / ("0" * 12)  # by a process that has not yet written more
+    begun.mkdir()
+    small.gc("--yes")
+    assert not small.lost[0].exists()
+    assert small.lost[1].is_dir()
+    assert begun.is_dir()
+    assert weights.is_dir()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"config": {}, "store": "x"}', "[" * 10**5])
+def test_a_record_that_cannot_be_read_stops_everything(small, text):
+    folder = small.run()
+    (folder / "run.json").write_text(text)
+    before = tree(small.outputs)
+    with pytest.raises(CorruptError, match=r"run\.json"):
+        small.gc("--yes")
+    assert tree(small.outputs) == before
+
+
+def test_a_folder_that_cannot_be_listed_stops_everything(small, monkeypatch):
+    listed = Path.iterdir
+
+    def iterdir(path):
+        if path.name == "runs":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(StorageError, match="Permission denied"):
+        small.gc("--yes")
+    assert small.lost[0].is_dir()
+
+
+def test_no_store_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="has no store"):
+        store_gc.gc([str(tmp_path)])
+
+
+# --- leftovers -------------------------------------------------------------------------------
+
+
+def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(small, capsys):
+    kept = small.store / "trajectories" / mark_of(TRAJECTORIES[0])[:12]
+    dead = [
+        kept / ".x.png.123.tmp",
+        kept / ".x.png.123-0a1b.tmp",
+        kept / "batch-000000.claim",
+        claim_of(kept),
+    ]
+    dead += [kept / f"{SHARD}.bad-1", kept / f"{SHARD}.bad-12"]
+    for path in dead:
+        path.write_bytes(b"12345")
+    for suffix in ("replaced-1", "removed-2"):
+        dead.append(kept.with_name(f"{'f' * 12}.{suffix}"))
+        (dead[-1] / "inner").mkdir(parents=True)
+        (dead[-1] / "inner" / "file").write_bytes(b"12345")
+    others = [kept / "notes.txt", kept / "my.bad-day", small.store / "x.claim"]
+    others.append(kept.with_name("mine.replaced-1"))
+    for path in others:
+        path.write_bytes(b"mine")
+    living = kept / ".y.png.123.tmp"
+    with living.open("wb") as file, Stage.at(kept).claim("batch-000001") as mine:
+        from taqdit.store.lock import hold
+
+        hold(file)
+        assert mine
+        found = {each.path for each in survey(small.outputs).found}
+        assert found == {*dead, *small.lost}
+        small.gc("--yes")
+        assert living.exists()
+        assert (kept / "batch-000001.claim").exists()
+    assert not any(path.exists() for path in dead)
+    assert all(path.read_bytes() == b"mine" for path in others)
+    assert "moved aside as damaged" in capsys.readouterr().out
+    assert len(small.folders()) == 5
+
+
+def test_links_in_what_goes_are_not_followed(small, tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_bytes(b"mine")
+    (small.lost[0] / "link").symlink_to(tmp_path / "precious")
+    small.gc("--yes")
+    assert not small.lost[0].exists()
+    assert (tmp_path / "precious" / "file").read_bytes() == b"mine"
+
+
+def test_a_removal_that_was_cut_off_is_undone_where_a_run_needs_it(small):
+    folder = small.store / "trajectories" / mark_of(TRAJECTORIES[0])[:12]
+    before = tree(folder)
+    folder.rename(folder.with_name(f"{folder.name}.removed-1"))
+    small.gc("--yes")
+    assert tree(folder) == before
+    shutil.copytree(folder, folder.with_name(f"{folder.name}.removed-1"))
+    small.gc("--yes")  # made anew meanwhile
+    assert tree(folder) == before
+    assert not folder.with_name(f"{folder.name}.removed-1").exists()
+
+
+# --- asking ----------------------------------------------------------------------------------
+
+
+def answer(monkeypatch, text):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+
+    def asked(question):
+        if text is None:
+            raise EOFError
+        return text
+
+    monkeypatch.setattr("builtins.input", asked)
+
+
+@pytest.mark.parametrize("text", ["", "n", "no", "x", None])
+def test_anything_but_yes_removes_nothing(small, monkeypatch, text, capsys):
+    answer(monkeypatch, text)
+    before = tree(small.outputs)
+    assert small.gc() == 0
+    assert tree(small.outputs) == before
+    assert "nothing was removed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["y", "Yes "])
+def test_yes_removes(small, monkeypatch, text):
+    answer(monkeypatch, text)
+    small.gc()
+    assert not any(folder.exists() for folder in small.lost)
+
+
+def test_without_a_terminal_it_takes_a_flag(small, taqdit, capsys):
+    before = tree(small.outputs)
+    done = taqdit("store", "gc")
+    assert (done.returncode, done.stderr.count("\n")) == (ConfigError.exit_code, 1)
+    assert "--yes" in done.stderr
+    with pytest.raises(ConfigError, match="no terminal"):
+        small.gc()
+    assert small.gc("--dry-run", "--yes") == 0
+    assert tree(small.outputs) == before
+    said = capsys.readouterr().out
+    assert all(f"{path.parent.name}/{path.name}" in said for path in small.lost)
+    assert small.gc("--yes") == 0
+    assert len(small.folders()) == 5
+    assert small.gc() == 0  # there is nothing to ask
+
+
+def test_it_says_how_many_bytes(small, capsys):
+    expected = sum(len(data) for folder in small.lost for data in tree(folder).values())
+    assert sum(each.size for each in survey(small.outputs).found) == expected
+
+
+def test_it_says_so_where_there_is_no_run(lab, capsys):
+    lab.stage("weights", of=1)
+    lab.gc("--dry-run")
+    assert "there is not one run" in capsys.readouterr().out
+
+
+# --- company and faults ----------------------------------------------------------------------
+
+
+def test_a_stage_in_use_is_left(small, capsys):
+    with Stage.at(small.lost[0]).claim("batch-000000") as mine:
+        assert mine
+        assert survey(small.outputs).busy == [small.lost[0]]
+        assert [each.path for each in survey(small.outputs).found] == [small.lost[1]]
+        small.gc("--yes")
+    assert small.lost[0].is_dir()
+    assert not small.lost[1].is_dir()
+    assert "in use" in capsys.readouterr().out
+
+
+def test_a_stage_that_is_being_set_aside_is_left(small, capsys):
+    with claim(claim_of(small.lost[0])) as mine:
+        assert mine
+        small.gc("--yes")
+    assert small.lost[0].is_dir()
+    assert "left " in capsys.readouterr().out
+
+
+def test_a_stage_that_gets_a_claim_while_one_is_asked_is_left(small):
+    found = survey(small.outputs)
+    with Stage.at(small.lost[0]).claim("batch-000000"):
+        assert not remove(found.found[0], small.outputs, found.references)
+    assert small.lost[0].is_dir()
+
+
+def test_a_run_that_begins_while_one_is_asked_keeps_its_stages(small):
+    found = survey(small.outputs)
+    small.run(("conditioning", mark_of(CONDITIONING[1])))
+    assert [remove(e, small.outputs, found.references) for e in found.found] == [False, True]
+    assert small.lost[0].is_dir()
+
+
+def test_a_run_that_begins_at_the_last_moment_gets_its_stage_back(small, monkeypatch):
+    whole = tree(small.lost[0])
+
+    def rename_away(folder):
+        small.run(("conditioning", mark_of(CONDITIONING[1])))
+        return removal(folder)
+
+    removal = garbage.rename_away
+    monkeypatch.setattr(garbage, "rename_away", rename_away)
+    small.gc("--yes")
+    assert tree(small.lost[0]) == whole
+
+
+def test_a_run_that_made_the_stage_anew_keeps_that(small, monkeypatch):
+    def rename_away(folder):
+        away = removal(folder)
+        if folder == small.lost[0]:
+            small.run(("conditioning", mark_of(CONDITIONING[1])))
+            small.stage("conditioning", **inputs_of(CONDITIONING[1]))
+        return away
+
+    removal = garbage.rename_away
+    monkeypatch.setattr(garbage, "rename_away", rename_away)
+    small.gc("--yes")
+    assert (small.lost[0] / SHARD).is_file()
+    assert not list(small.store.glob("*/*.removed-*"))
+
+
+def whole(folder):
+    """What is in a folder but for what was moved aside."""
+    return {name: data for name, data in tree(folder).items() if ".bad-" not in name}
+
+
+def test_death_at_any_operation_of_a_removal(tmp_path, use_disk):
+    use_disk(QuickDisk())
+    made = Lab(tmp_path / "made")
+    keys = (*TRAJECTORIES[:2], CONDITIONING[0], STATISTICS[2], ANALYSES[2])
+    folders = [made.stage(key[0], **inputs_of(key)).folder for key in keys]
+    made.run(("trajectories", mark_of(TRAJECTORIES[0])))
+    (folders[0] / f"{SHARD}.bad-1").write_bytes(b"12345")
+    for at in count(1):
+        outputs = tmp_path / str(at)
+        shutil.copytree(made.outputs, outputs)
+        lab = Lab(outputs)
+        use_disk(DyingDisk(at))
+        died = True
+        with suppress(Death):
+            lab.gc("--yes")
+            died = False
+        use_disk(QuickDisk())
+        under_way = [f for f in lab.folders() if ".removed-" not in f.name]
+        for folder in under_way:
+            original = made.store / folder.relative_to(lab.store)
+            assert whole(folder) == whole(original), f"died at operation {at}"
+        lab.gc("--yes")
+        kept = {lab.store / each.relative_to(made.store) for each in (folders[0], folders[2])}
+        assert lab.folders() == kept
+        assert not list(lab.store.glob("*/*.claim")) + list(lab.store.glob("*/*/*.bad-*"))
+        if not died:
+            break
+    assert at > 10
+
+
+class FailingOnce(FaultyDisk):
+    """One operation fails."""
+
+    def __init__(self, at, number):
+        super().__init__(at)
+        self.number = number
+
+    def step(self):
+        if self.count == self.at:
+            raise OSError(self.number, "injected")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_an_error_of_the_disk_is_one_line_and_loses_nothing(tmp_path, use_disk, number):
+    use_disk(QuickDisk())
+    made = Lab(tmp_path / "made")
+    for key in (*CONDITIONING, TRAJECTORIES[0]):
+        made.stage(key[0], **inputs_of(key))
+    made.run(("trajectories", mark_of(TRAJECTORIES[0])))
+    for at in count(1):
+        shutil.copytree(made.outputs, tmp_path / str(at))
+        lab = Lab(tmp_path / str(at))
+        use_disk(failing := FailingOnce(at, number))
+        message = ""
+        try:
+            lab.gc("--yes")
+        except StorageError as error:
+            message = str(error)
+        assert "\n" not in message
+        if failing.count < at:
+            break
+        use_disk(QuickDisk())
+        lab.gc("--yes")
+        assert len(lab.folders()) == 2
+    assert at > 3
+
+
+# --- real runs -------------------------------------------------------------------------------
+
+
+def test_real_runs_lose_nothing_and_go_with_their_data(tmp_path):
+    outputs = tmp_path / "outputs"
+    common = (*ANALYTIC, "calibration.export=false", "prompts.num=2", f"output_dir={outputs}")
+    shown = ("plots=minimal", "stages=[conditioning,trajectories,figures]")
+    first, second = (launch([*common, *more]) for more in (shown, (*shown, "sampler.seed=1")))
+    before = tree(outputs / "store")
+    assert store_gc.gc([str(outputs), "--yes"]) == 0
+    assert tree(outputs / "store") == before  # two runs, nothing to remove
+    assert list((outputs / "store").glob("figures/*"))
+    shutil.rmtree(first.folder)
+    store_gc.gc([str(outputs), "--yes"])
+    after = tree(outputs / "store")
+    assert after.items() < before.items()
+    mark = second.record["stages"]["trajectories"]
+    assert [path.name for path in outputs.glob("store/trajectories/*")] == [mark[:12]]
+    run = open_run(second.folder)
+    assert len([run.trajectories().latents(index) for index in range(6)]) == 6
+    assert len(run.calibration()) == 18
+    launch([*common, *shown, "sampler.seed=1"])
+    assert tree(outputs / "store") == after  # all of it is reused
