@@ -12,6 +12,7 @@ from types import FrameType
 from taqdit.errors import ConfigError, StorageError, TaqditError
 
 INTERRUPTED = 130
+CLOSED = 141  # 128 + SIGPIPE, as shells have it
 
 
 def exit_with(command: Callable[[], int]) -> None:
@@ -27,6 +28,9 @@ def exit_with(command: Callable[[], int]) -> None:
         for text in error.args:
             print(f"taqdit: {text}", file=sys.stderr)
         code = error.exit_code
+    except BrokenPipeError:  # whoever read our output has seen enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = CLOSED
     except KeyboardInterrupt:
         print("taqdit: interrupted; what is published is kept, run again to go on", file=sys.stderr)
         code = INTERRUPTED

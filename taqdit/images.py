@@ -62,7 +62,10 @@ def read_picture(path: Path, *, owner: str) -> np.ndarray:
             if found != owner:
                 raise ValueError(f"it belongs to {found!r}, not {owner!r}")
             return np.array(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, struct.error, UnidentifiedImageError) as error:
+    except (
+        *(OSError, SyntaxError, ValueError, struct.error),
+        *(UnidentifiedImageError, Image.DecompressionBombError),
+    ) as error:
         raise CorruptError(f"{path.name} is not a whole PNG ({error})") from error
 
 

@@ -469,7 +469,7 @@ def test_a_folder_of_images_goes_into_the_store(images, tmp_path, capsys):
     inside = tree(entry)
     assert {name: inside[name] for name in tree(images)} == tree(images)
     assert set(inside) == {*tree(images), "stage.json", "SEALED.json"}
-    assert set(Stage.at(entry).seal_list) == {"img_0.png", "img_1.png"}
+    assert set(Stage.at(entry).seal_list) == {"img_0.png", "img_1.png", "metadata.jsonl"}
     assert "2 images" in said
     flip(entry / "img_0.png")
     take(images, tmp_path / "out", capsys)

@@ -289,10 +289,12 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(small, capsys):
     dead += [kept / f"{SHARD}.bad-1", kept / f"{SHARD}.bad-12"]
     for path in dead:
         path.write_bytes(b"12345")
-    for suffix in ("replaced-1", "removed-2"):
-        dead.append(kept.with_name(f"{'f' * 12}.{suffix}"))
-        (dead[-1] / "inner").mkdir(parents=True)
-        (dead[-1] / "inner" / "file").write_bytes(b"12345")
+    lonely = kept.with_name(f"{'f' * 12}.replaced-1")  # nothing has taken its place
+    aside = [kept.with_name(f"{kept.name}.replaced-1"), kept.with_name(f"{'f' * 12}.removed-2")]
+    for folder in (*aside, lonely):
+        (folder / "inner").mkdir(parents=True)
+        (folder / "inner" / "file").write_bytes(b"12345")
+    dead += aside
     others = [kept / "notes.txt", kept / "my.bad-day", small.store / "x.claim"]
     others.append(kept.with_name("mine.replaced-1"))
     for path in others:
@@ -311,7 +313,8 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(small, capsys):
     assert not any(path.exists() for path in dead)
     assert all(path.read_bytes() == b"mine" for path in others)
     assert "moved aside as damaged" in capsys.readouterr().out
-    assert len(small.folders()) == 5
+    assert lonely.is_dir()
+    assert len(small.folders()) == 5 + 1
 
 
 def test_links_in_what_goes_are_not_followed(small, tmp_path):

@@ -36,7 +36,9 @@ _TOKENS = {
 }
 _OPENING = ("[", "{", "<block sequence start>", "<block mapping start>")
 _CLOSING = ("]", "}", "<block end>")
-_INTO_HYDRA = re.compile(r"^#[ \t]*@package[ \t]+.*hydra|@[\w.]*hydra", re.MULTILINE)
+_INTO_HYDRA = re.compile(
+    r"^#[ \t]*@package[ \t]+.*hydra|^[^#\n]*@[\w.]*hydra[\w.]*[ \t]*:", re.MULTILINE
+)
 _SEARCHPATH = re.compile(r"\+*hydra\.searchpath=\[?(.*?)\]?\Z", re.DOTALL)
 
 
@@ -55,7 +57,11 @@ def refuse_code(arguments: Sequence[str], conf: Path) -> None:
                 " on the command line"
             )
         for path in _files(folder):
-            _refuse(path, hydra=False)
+            try:
+                _refuse(path, hydra=False)
+            except ConfigError as error:  # Hydra could be led to any file below
+                hint = f"(every file below {folder} counts: keep settings in a folder of their own)"
+                raise ConfigError(f"{error} {hint}") from error
 
 
 def _folders(arguments: Sequence[str]) -> Iterator[Path]:

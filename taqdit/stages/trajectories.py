@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
@@ -12,7 +13,7 @@ from taqdit.errors import NumericError
 from taqdit.progress import Progress
 from taqdit.sampler import ALL
 from taqdit.stages.bench import Bench, Waiting
-from taqdit.store import Stage
+from taqdit.store import Stage, parallel
 
 CLAIM = "batch"
 
@@ -149,20 +150,30 @@ class TrajectoryWork:
         ):
             latents[:, step] = rows
             self.progress.advance(1 if step else 0)
-        for row, index in enumerate(batch.indices):
-            if index in wanted:
-                trajectory.write_trajectory(
-                    self.stage,
-                    batch,
-                    row,
-                    latents=latents[row],
-                    sigmas=self.sigmas,
-                    timesteps=self.timesteps,
-                    prompts=plan.prompts,
-                    steps=None if plan.sampler.latents == ALL else plan.stored_steps(index),
-                    dtype=plan.sampler.latents_dtype,
-                )
+        self._publish(batch, latents, wanted)
         self.made += len(wanted)
+
+    def _publish(self, batch: trajectory.Batch, latents: np.ndarray, wanted: set[int]) -> None:
+        """Store the trajectories that are wanted of a batch, several at a time."""
+        plan, timesteps = self.plan, self.timesteps
+
+        def publish(row: int) -> None:
+            trajectory.write_trajectory(
+                self.stage,
+                batch,
+                row,
+                latents=latents[row],
+                sigmas=self.sigmas,
+                timesteps=timesteps,
+                prompts=plan.prompts,
+                steps=None
+                if plan.sampler.latents == ALL
+                else plan.stored_steps(batch.indices[row]),
+                dtype=plan.sampler.latents_dtype,
+            )
+
+        rows = [row for row, index in enumerate(batch.indices) if index in wanted]
+        deque(parallel.each(publish, rows), maxlen=0)
 
     def _decode(self, index: int) -> None:
         """Decode the final latent of a trajectory and publish the picture."""

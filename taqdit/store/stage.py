@@ -21,7 +21,7 @@ from taqdit.store.shard import Shard, read_shard, verify_shard, write_shard
 SCHEMA = 1
 _STAGE = "stage.json"
 _SEAL = "SEALED.json"
-_DATA = (".safetensors", ".png")
+DATA = (".safetensors", ".png", ".npz", ".jsonl")  # the last two: imported files
 _log = logging.getLogger(__name__)
 
 
@@ -105,9 +105,9 @@ class Stage:
         return self.folder / file_name
 
     def names(self, suffix: str = "") -> list[str]:
-        """The published data files (shards and images) whose names end so, sorted."""
+        """The published data files (shards, images, imported ones) whose names end so, sorted."""
         with disk.guarded("list", self.folder):
-            names = [path.name for path in self.folder.iterdir() if path.suffix in _DATA]
+            names = [path.name for path in self.folder.iterdir() if path.suffix in DATA]
         return sorted(n for n in names if n.endswith(suffix) and not n.startswith("."))
 
     def write(

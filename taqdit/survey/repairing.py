@@ -13,7 +13,7 @@ from taqdit.errors import StorageError
 from taqdit.store import Stage
 from taqdit.store.aside import set_aside
 from taqdit.survey.stages import Surveyed, survey_stage
-from taqdit.survey.verifying import Checked, Finding
+from taqdit.survey.verifying import Checked, Finding, verify
 
 MOVED, UNSEALED, REPLACED, LEFT = "moved aside", "unsealed", "set aside", "left alone"
 
@@ -51,11 +51,16 @@ class _Repair:
             why = f"another process works on it ({now.held[0]}); repair when it has ended"
             yield from (Repaired(LEFT, each, why=why) for each in findings)
             return
+        self.stage = now
+        found = [each for checked in verify([now]) for each in checked.corrupt]  # as it is now
         for each in findings:
+            if each.file not in {still.file for still in found}:
+                yield Repaired(LEFT, each, why="it is whole by now")
+        for each in found:
             if each.kind == "stage":
                 yield self._replace(each)
                 return
-        for each in _by_file(findings):
+        for each in _by_file(found):
             yield self._repair(each)
 
     def _replace(self, finding: Finding) -> Repaired:

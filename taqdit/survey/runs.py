@@ -30,13 +30,15 @@ def runs_of(store: Path) -> list[RunFound]:
 
     Runs that were given a folder elsewhere are not found.
     """
-    outputs = store.resolve().parent
-    found = [_read(folder, store) for folder in _folders(outputs)]
+    places = dict.fromkeys((store.parent.resolve(), store.resolve().parent))  # it may be a link
+    runs = {folder: outputs for outputs in places for folder in _folders(outputs)}
+    found = [(_read(folder, store), outputs) for folder, outputs in runs.items()]
     # Runs and sweeps lie apart: below either, folders are named by date and time.
-    return sorted(
-        (each for each in found if each is not None),
-        key=lambda run: run.folder.relative_to(outputs).parts[1:],
+    ordered = sorted(
+        ((run, outputs) for run, outputs in found if run is not None),
+        key=lambda each: each[0].folder.relative_to(each[1]).parts[1:],
     )
+    return [run for run, _ in ordered]
 
 
 def _folders(outputs: Path) -> Iterator[Path]:

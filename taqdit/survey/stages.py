@@ -15,8 +15,9 @@ from taqdit.errors import CorruptError, StorageError
 from taqdit.store.digest import read_stamped
 from taqdit.store.disk import guarded
 from taqdit.store.held import is_held
-from taqdit.store.stage import SCHEMA
+from taqdit.store.stage import DATA, SCHEMA
 
+IMPORTED = "imported"  # files made elsewhere, whose bytes the seal knows
 KINDS = ("conditioning", "trajectories", "statistics", "weights", "analysis", "figures")
 SEALED, UNFINISHED, AT_WORK = "sealed", "unfinished", "at work"
 DAMAGED, FOREIGN = "damaged", "foreign schema"
@@ -28,9 +29,11 @@ _UNITS = {  # what a unit of a kind is called
     "weights": "table",
     "analysis": "table",
     "figures": "figure",
+    IMPORTED: "file",
 }
 _ASIDE = re.compile(r".+\.bad-\d+")
-_REPLACED = re.compile(r".+\.replaced-\d+")
+_MARK = re.compile(r"[0-9a-f]{12}")
+_REPLACED = re.compile(r"[0-9a-f]{12}\.(replaced|removed)-\d+")
 Sizes = Mapping[str, int]
 """File name -> bytes."""
 
@@ -122,6 +125,8 @@ class Surveyed:
     @property
     def units(self) -> int:
         """Finished units of work."""
+        if self.kind == IMPORTED:
+            return len(self.files)
         shards = [name for name in self.files if name.endswith(".safetensors")]
         return len(set(shards) - set(self.working))
 
@@ -203,16 +208,24 @@ def survey_stage(folder: Path) -> Surveyed:
     )
 
 
+def is_stage_name(name: str) -> bool:
+    """Whether a name is the beginning of a fingerprint, as stages are named."""
+    return _MARK.fullmatch(name) is not None
+
+
 def _folders(store: Path) -> list[Path]:
-    """Folders of the store's kinds, those of known kinds first."""
+    """Stages and what was moved aside of them, in the order of the data flow.
+
+    Links, and folders of other kinds or names, are somebody else's.
+    """
     with guarded("list", store):
-        kinds = sorted(each.name for each in store.iterdir() if each.is_dir())
-        order = [*(k for k in KINDS if k in kinds), *(k for k in kinds if k not in KINDS)]
         return [
             folder
-            for kind in order
+            for kind in (*KINDS, IMPORTED)
+            if (store / kind).is_dir()
             for folder in sorted((store / kind).iterdir())
-            if folder.is_dir()
+            if folder.is_dir() and not folder.is_symlink()
+            if is_stage_name(folder.name) or _is_replaced(folder)
         ]
 
 
@@ -237,7 +250,7 @@ def _is_transient(name: str) -> bool:
 
 
 def _is_data(name: str) -> bool:
-    return name.endswith((".safetensors", ".png")) and not name.startswith(".")
+    return name.endswith(DATA) and not name.startswith(".")
 
 
 def _stamped(path: Path, there: bool, faults: dict[str, str]) -> dict[str, Any] | None:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from taqdit.errors import InputError
-from taqdit.store import disk
+from taqdit.errors import InputError, TaqditError
+from taqdit.store import Stage, disk
 from taqdit.store.claim import claim
 from taqdit.store.removal import (
     REMOVED,
@@ -135,12 +135,20 @@ def _remnants(store: Path, references: References) -> Iterator[Garbage]:
             if _ASIDE.fullmatch(path.name) and is_plain_folder(path):
                 if REMOVED in path.name:
                     yield _garbage(path, INTERRUPTED)
-                elif not references.names(path):
+                elif not references.names(path) and _is_replaced(path):
                     yield _garbage(path, REPLACED)
             elif is_mark(path.name) and is_plain_folder(path):
                 yield from _files(path)
             elif _LEFTOVER.fullmatch(path.name) and is_dead(path):
                 yield _garbage(path, LEFTOVER)
+
+
+def _is_replaced(aside: Path) -> bool:
+    """Whether a complete stage stands in the place of the one that was set aside."""
+    try:
+        return Stage.at(aside.with_name(aside.name.partition(".")[0])).seal_list is not None
+    except TaqditError:
+        return False
 
 
 def _files(folder: Path) -> Iterator[Garbage]:

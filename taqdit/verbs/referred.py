@@ -32,7 +32,9 @@ class References:
 
     def __init__(self, outputs: Path) -> None:
         self.store = outputs / "store"
-        records = [read_record(folder) for folder in run_folders(outputs)]
+        places = dict.fromkeys((outputs.resolve(), self.store.resolve().parent))  # it may be a link
+        found = {folder.resolve(): folder for each in places for folder in run_folders(each)}
+        records = [read_record(folder) for folder in found.values()]
         self.runs = len(records)
         self._marks = {
             (name, mark[:DIGITS]) for each in records for name, mark in marks_of(each).items()

@@ -56,7 +56,11 @@ def _described(found: Survey, store: Path) -> str:
     ]
     total = size(sum(each.size for each in found.found))
     lines.append(f"to remove     {total} in {len(found.found)} places of {store}")
-    lines.append(f"kept          {found.kept} stages; {found.references.runs} runs were looked at")
+    lines.append(f"kept          {found.kept} stages; looked at {found.references.runs} run(s)")
+    if found.found:
+        lines.append(
+            "runs with a folder elsewhere (hydra.run.dir) are not seen; theirs is listed too"
+        )
     if not found.references.runs:
         lines.append("there is not one run beside this store: nothing refers to anything in it")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from typing import Any
 from taqdit import config
 from taqdit.errors import CorruptError
 from taqdit.preflight import size
+from taqdit.record import relative
 from taqdit.survey import Checked, Finding, Survey, Surveyed, find_store
 from taqdit.survey import verify as verify_stages
 from taqdit.survey.usage import Usage, usage
@@ -169,7 +170,7 @@ def _stage(there: Survey, stage: Surveyed) -> dict[str, Any]:
 
 def _below(there: Survey, folder: Path) -> str:
     """A run's folder as seen from the output folder."""
-    return folder.relative_to(there.store.resolve().parent).as_posix()
+    return relative(folder, there.store.parent)
 
 
 def _print_listing(there: Survey) -> None:

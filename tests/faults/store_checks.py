@@ -258,8 +258,8 @@ def flipped_bits(root: Path) -> Problems:
     path, dice = one_shard(root), random.Random(0)
     data = path.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
-    places = [dice.randrange(header) for _ in range(3000)]
-    places += [dice.randrange(header, len(data)) for _ in range(3000)]
+    places = [dice.randrange(header) for _ in range(5000)]
+    places += [dice.randrange(header, len(data)) for _ in range(5000)]
     for place in places:
         with changed(path, place, flip(data, place, dice)):
             yield found_corrupt(path, read_shard, f"a flip in byte {place}")
