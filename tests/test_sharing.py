@@ -164,14 +164,9 @@ def act(world, workers, deed):
         workers[who] = Worker(world)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    deeds=st.lists(DEEDS, max_size=14),
-    before=st.sets(st.integers(0, BATCHES - 1)),
-    checkpoints=st.booleans(),
-)
-def test_nothing_is_computed_twice(reference, deeds, before, checkpoints):
-    """Whoever samples, merges and waits in whatever order, each step sees each batch once."""
+@contextmanager
+def played(deeds, *, before, checkpoints):
+    """The world after three workers have done these deeds, and then all that was left."""
     wait = 0.0 if checkpoints else 60.0
     with new_world() as world, patch.object(statistics, "CHECKPOINT_SECONDS", wait):
         world.stored |= before
@@ -179,25 +174,26 @@ def test_nothing_is_computed_twice(reference, deeds, before, checkpoints):
         for deed in deeds:
             act(world, workers, deed)
         finish(world, workers)
+        yield world
+
+
+BEFORE = st.sets(st.integers(0, BATCHES - 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(deeds=st.lists(DEEDS, max_size=14), before=BEFORE, checkpoints=st.booleans())
+def test_nothing_is_computed_twice(reference, deeds, before, checkpoints):
+    """Whoever samples, merges and waits in whatever order, each step sees each batch once."""
+    with played(deeds, before=before, checkpoints=checkpoints) as world:
         assert world.forwards == once(BATCHES)
         assert world.files() == reference
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    deeds=st.lists(DEEDS | DEATHS, max_size=14),
-    before=st.sets(st.integers(0, BATCHES - 1)),
-    checkpoints=st.booleans(),
-)
+@given(deeds=st.lists(DEEDS | DEATHS, max_size=14), before=BEFORE, checkpoints=st.booleans())
 def test_the_dead_leave_nothing_behind(reference, deeds, before, checkpoints):
     """What a dead worker held is taken over, and the stage is that of one worker alone."""
-    wait = 0.0 if checkpoints else 60.0
-    with new_world() as world, patch.object(statistics, "CHECKPOINT_SECONDS", wait):
-        world.stored |= before
-        workers = [Worker(world) for _ in range(3)]
-        for deed in deeds:
-            act(world, workers, deed)
-        finish(world, workers)
+    with played(deeds, before=before, checkpoints=checkpoints) as world:
         assert set(world.forwards) == set(once(BATCHES))
         assert world.files() == reference
 
