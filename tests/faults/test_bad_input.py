@@ -126,20 +126,22 @@ def test_a_full_disk_is_refused_before_the_first_forward(taqdit, tmp_path):
 
 
 def test_a_disk_that_fills_up_keeps_what_is_published(taqdit, tmp_path):
-    """No room from the third trajectory on: exit 4, no partial file; with room, it goes on."""
+    """No room for the third trajectory: exit 4, no partial file; with room, it goes on.
+
+    The other one of its batch is written at the same time, and may be there.
+    """
     done = taqdit(*ANALYTIC, TAQDIT_TEST_FULL_AT="000002.safetensors")
     assert done.returncode == 4
     assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr
     (stage,) = tmp_path.glob("outputs/store/trajectories/*")
     assert not list(stage.glob(".*"))
-    assert sorted(p.name for p in stage.glob("*.safetensors")) == [
-        "000000.safetensors",
-        "000001.safetensors",
-    ]
+    there = {path.name for path in stage.glob("*.safetensors")}
+    assert {"000000.safetensors", "000001.safetensors"} <= there
+    assert "000002.safetensors" not in there
     done = taqdit(*ANALYTIC)
     assert done.returncode == 0
-    assert "4 made, 2 reused" in done.stdout
+    assert f"{6 - len(there)} made, {len(there)} reused" in done.stdout
 
 
 def test_a_corrupt_shard_is_named_moved_aside_and_redone(taqdit, tmp_path):
