@@ -739,11 +739,7 @@ FAULTS = {
 }
 
 
-# Beside other tests a run that was never finished has been seen to wait on for W&B at its exit.
-UNSURE = {"never finished": pytest.mark.slow}
-
-
-@pytest.mark.parametrize("fault", [pytest.param(f, marks=UNSURE.get(f, ())) for f in FAULTS])
+@pytest.mark.parametrize("fault", FAULTS)
 @shows("P15", "W&B sleeps in import, init, log, finish, its exit hook: the process ends", trials=1)
 def test_the_process_ends_though_wandb_sleeps(fault, tmp_path):
     module, ending, warned = FAULTS[fault]

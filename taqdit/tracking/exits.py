@@ -49,6 +49,9 @@ class ExitGuard:
         self._go, self._done = threading.Event(), threading.Event()
         # Started now: no thread can be started any more while the interpreter exits.
         threading.Thread(target=self._run_hooks, name="exit-guard", daemon=True).start()
+        # Before any hook of atexit: a package may be about to register one that would come first.
+        if (register := getattr(threading, "_register_atexit", None)) is not None:
+            register(self._close)
 
     def arm(self) -> None:
         """Moves this guard in front of every hook registered so far."""
@@ -73,13 +76,17 @@ class ExitGuard:
         """What the interpreter calls."""
         if os.getpid() != self._process:
             return  # a forked child has neither the threads nor the connections
-        for close in list(self._open):
-            close()
+        self._close()
         hooks = take_exit_hooks(*self._packages)
         if hooks and self._trusted:
             self._hooks = hooks
             self._go.set()
             self._done.wait(self._limit)
+
+    def _close(self) -> None:
+        """End what is open, in the process that opened it."""
+        while self._open and os.getpid() == self._process:
+            self._open.pop(0)()
 
     def _run_hooks(self) -> None:
         self._go.wait()
