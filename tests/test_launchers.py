@@ -177,11 +177,9 @@ def test_a_worker_that_is_killed_is_said_in_a_line(tmp_path):
     shards = tmp_path / "outputs" / "store" / "trajectories"
     while not list(shards.glob("*/*.safetensors")) and process.poll() is None:
         time.sleep(0.05)
-    listed = subprocess.run(
-        ["ps", "--ppid", str(process.pid), "-o", "pid=,args="], capture_output=True, text=True
-    ).stdout
-    worker = next(line for line in listed.splitlines() if "popen_loky" in line)
-    os.kill(int(worker.split()[0]), signal.SIGKILL)
+    workers = ["pgrep", "-P", str(process.pid), "-f", "popen_loky"]
+    worker = subprocess.run(workers, capture_output=True, text=True, check=True).stdout.split()[0]
+    os.kill(int(worker), signal.SIGKILL)
     code, _, told = end(process)
     assert code == 1
     assert told[0].startswith("taqdit: job 0 (sampler.seed=0) failed: left no summary.json")
