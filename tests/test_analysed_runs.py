@@ -568,6 +568,7 @@ def test_the_stage_of_the_weights_runs_alone(tmp_path):
     assert "analysis" not in run.summary
 
 
+@pytest.mark.slow
 def test_a_figure_that_runs_share_is_what_each_would_draw(again, monkeypatch):
     """All figures, as SVG alone: of another selection, with those shared that may be, and anew."""
     drawn = []

@@ -8,6 +8,8 @@ import pytest
 from conftest import tree
 from grid import BATCH, BATCHES, JOBS, SCALES, STEPS, TRAJECTORIES, Sweep, whole
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory):

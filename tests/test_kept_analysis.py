@@ -218,9 +218,9 @@ def test_intact_files_of_another_entry_are_not_taken(first, tmp_path, idle):
 @pytest.mark.parametrize(
     ("override", "entry_count"),
     [
-        ("analysis.weighting=equal", 2),
+        pytest.param("analysis.weighting=equal", 2, marks=pytest.mark.slow),
         ("sampler.seed=1", 2),
-        ("sampler.num_trajectories=6", 2),
+        pytest.param("sampler.num_trajectories=6", 2, marks=pytest.mark.slow),
         ("timestep_selection=dense_middle", 1),
         ("analysis.target=30", 1),
         ("analysis.budget=3", 1),

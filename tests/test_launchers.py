@@ -110,7 +110,9 @@ def test_what_submitit_writes_lies_in_the_sweeps_folder(swept):
     assert [path.name for path in folder.glob("[!.]*")] == ["outputs"]
 
 
-@pytest.mark.parametrize("launcher", ["parallel", "slurm_local"])
+@pytest.mark.parametrize(
+    "launcher", ["parallel", pytest.param("slurm_local", marks=pytest.mark.slow)]
+)
 def test_a_job_that_fails_does_not_stop_the_others(tmp_path, launcher):
     needs(launcher)
     targets = "model._target_=analytic.poisoned,analytic.gaussian"
@@ -143,6 +145,7 @@ def test_a_bad_configuration_stops_before_the_first_job(tmp_path, launcher, knob
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_slurm_gets_one_array_of_the_jobs(tmp_path):
     """With stand-ins for Slurm's commands: what they are given, and that tasks run by it."""
     needs("slurm")
@@ -170,6 +173,7 @@ def test_what_slurm_refuses_is_said_in_a_line(tmp_path):
     assert told[-1].endswith("the same command again goes on from the store")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_said_in_a_line(tmp_path):
     needs("parallel")
     slow = ("model._target_=analytic.slow", "sampler.num_trajectories=60", "sampler.seed=0,1")

@@ -45,6 +45,7 @@ def run(cwd, *launcher):
 
 
 @pytest.mark.skipif(LAUNCH is None, reason="this build of MLX brings no mlx.launch")
+@pytest.mark.slow
 def test_two_processes_make_the_store_of_one(tmp_path):
     """Conditioning, trajectories, pictures and statistics, byte for byte, nothing done twice."""
     folders = [tmp_path / "one", tmp_path / "two"]

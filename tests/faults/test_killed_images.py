@@ -13,6 +13,7 @@ from ledger import shows
 from taqdit.cli import dispatch
 
 IMAGES, KILLS = 10, 10
+RECORDS = "outputs/runs/*/*/run.json"
 SHORT = ("schedule.num_steps=8", "sampler.batch_size=2", "tracking=none", "plots=none")
 
 
@@ -37,24 +38,35 @@ def whole(tmp_path_factory):
     return tree(folder / "outputs" / "store"), time.monotonic() - begin
 
 
+def kill_soon(folder, rng, within):
+    """Kill a run at a random moment of its work; whether it still ran."""
+    records = len(list(folder.glob(RECORDS)))
+    process = start(folder)
+    while process.poll() is None and len(list(folder.glob(RECORDS))) == records:
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, within))
+    return kill(process)
+
+
+def listed(folder, into):
+    """How many images the manifest of the last run lists."""
+    run = sorted(folder.glob(RECORDS))[-1].parent
+    assert dispatch(["store", "manifest", str(run), "--into", str(into)]) == 0
+    return len(json.loads(into.read_text())["images"])
+
+
 @pytest.mark.slow
-@shows("P1", "the data set images_10, SIGKILL at random moments, then to its end")
+@shows("P1", "the data set images_10, SIGKILL at random moments, then to its end: 10 of 10 listed")
 def test_killed_ten_times_the_data_set_is_the_same_and_the_manifest_lists_all(tmp_path, whole):
     store, seconds = whole
-    rng = random.Random(0)
-    killed = 0
+    rng, killed, number = random.Random(0), 0, 0
     while killed < KILLS:
-        process = start(tmp_path)
-        time.sleep(rng.uniform(0.2, 0.9) * seconds)
-        if kill(process):
-            killed += 1
-            continue
-        for path in (tmp_path / "outputs").glob("store/trajectories/*/00000[5-9].*"):
-            path.unlink()  # it came to its end: there is to be something left to do
-    finish(tmp_path)
-    assert tree(tmp_path / "outputs" / "store") == store
-    run = sorted(tmp_path.glob("outputs/runs/*/*/run.json"))[-1].parent
-    assert dispatch(["store", "manifest", str(run), "--into", str(tmp_path / "manifest.json")]) == 0
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert len(manifest["images"]) == IMAGES
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        number += 1
+        killed += sum(kill_soon(folder, rng, seconds / 2) for _ in range(KILLS // 2))
+        finish(folder)
+        assert tree(folder / "outputs" / "store") == store
+        assert listed(folder, folder / "manifest.json") == IMAGES
+    print(f"{killed} kills in {number} stores")
     return killed

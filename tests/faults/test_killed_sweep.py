@@ -86,6 +86,7 @@ def finished(grid, killed, reference, store):
 
 
 @shows("P21", "an 18-job sweep killed along its way, then run again: only what was lost is made")
+@pytest.mark.slow
 def test_killed_ten_times_along_the_way(tmp_path, reference, rng):
     """Five kills after one another in each of two stores, spread over the work."""
     sweep, store = reference
@@ -110,7 +111,7 @@ def test_killed_ten_times_along_the_way(tmp_path, reference, rng):
 
 
 @shows("P21", "an 18-job sweep killed once, at moments spread over its whole time")
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_any_time_in_ten_stores(tmp_path, reference, rng):
     """Moments spread evenly over the seconds that the sweep takes, each in a store of its own."""
     sweep, store = reference
@@ -129,6 +130,7 @@ def test_killed_at_any_time_in_ten_stores(tmp_path, reference, rng):
     return kills
 
 
+@pytest.mark.slow
 def test_a_whole_batch_is_what_a_kill_may_cost(reference):
     """The bound of the tests above is no more than one batch of the interrupted set."""
     sweep, _ = reference

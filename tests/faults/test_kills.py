@@ -68,9 +68,9 @@ def kill_soon(folder, rng):
         return True
 
 
-def kill_many(folder, reference, kills):
+def kill_many(folder, reference, *, kills, seed=0):
     """So many kills or more over several stores: each resumed one equals the uninterrupted one."""
-    rng, done, number = random.Random(0), 0, 0
+    rng, done, number = random.Random(seed), 0, 0
     while done < kills:
         store = folder / str(number)
         store.mkdir()
@@ -83,13 +83,19 @@ def kill_many(folder, reference, kills):
 
 @shows("P1", "whole runs killed with SIGKILL at random moments")
 def test_killed_at_random_moments_the_store_is_byte_identical(tmp_path, reference):
-    return kill_many(tmp_path, reference, kills=20)
+    return kill_many(tmp_path, reference, kills=5)
 
 
-@shows("P1", "whole runs killed with SIGKILL at random moments, ten times as often")
+@shows("P1", "whole runs killed with SIGKILL at random moments, in more stores")
 @pytest.mark.slow
+def test_killed_in_more_stores_they_are_byte_identical(tmp_path, reference):
+    return kill_many(tmp_path, reference, kills=20, seed=1)
+
+
+@shows("P1", "whole runs killed with SIGKILL at random moments, in many stores")
+@pytest.mark.long
 def test_killed_many_times_the_store_is_byte_identical(tmp_path, reference):
-    return kill_many(tmp_path, reference, kills=200)
+    return kill_many(tmp_path, reference, kills=200, seed=2)
 
 
 @shows(
