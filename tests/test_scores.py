@@ -248,6 +248,10 @@ def test_the_runs_own_selection_joins_unless_it_is_there():
     own = ("midpoint", functools.partial(rules.midpoint, count=4))
     found = compare(statistics, ["midpoint"], count=4, budgets=[4], own=own)
     assert (found.scores.own, len(found.scores.rules)) == (0, 1)
+    own = ("mine", functools.partial(rules.midpoint, count=4))
+    found = compare(statistics, ["midpoint"], count=4, budgets=[4], own=own)
+    assert (found.scores.own, found.scores.rules) == (1, ("midpoint", "mine"))
+    assert (found.scores.loss[0] == found.scores.loss[1]).all()
 
 
 @pytest.mark.parametrize(

@@ -181,9 +181,10 @@ def _is_exact(chosen: Sequence[Selection], folds: int) -> bool:
 
 
 def _place(candidates: list[Candidate], own: Candidate) -> int:
-    """Where the run's own selection stands among them; it joins them unless it is there."""
+    """Where the run's own selection stands among them; it joins them unless it is there, under
+    its name: another rule may select the same steps."""
     for place, candidate in enumerate(candidates):
-        if np.array_equal(candidate.cells, own.cells):
+        if candidate.rule == own.rule and np.array_equal(candidate.cells, own.cells):
             return place
     candidates.append(own)
     return len(candidates) - 1

@@ -64,7 +64,7 @@ def test_killed_ten_times_the_data_set_is_the_same_and_the_manifest_lists_all(tm
         folder = tmp_path / str(number)
         folder.mkdir()
         number += 1
-        killed += sum(kill_soon(folder, rng, seconds / 2) for _ in range(KILLS // 2))
+        killed += sum(kill_soon(folder, rng, seconds / 6) for _ in range(KILLS))
         finish(folder)
         assert tree(folder / "outputs" / "store") == store
         assert listed(folder, folder / "manifest.json") == IMAGES
