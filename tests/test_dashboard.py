@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # the libra
 library = pytest.mark.skipif(
     find_spec("wandb_workspaces") is None, reason="the extra 'dashboards' is not installed"
 )
-TRACED = ("tracer=post_gelu", "tracer.blocks=[mm_00,mm_01]", "plots=paper",
+TRACED = ("tracer=post_gelu", "tracer.blocks=[mm_00,mm_01]",
           "plots.layers=[mm_00_img]", "analysis.compare=[paper_uniform,midpoint]",
           "stages=[conditioning,trajectories,statistics,analysis,figures]")  # fmt: skip
 TWO_SETS = (
@@ -42,11 +42,17 @@ def plan_of(*overrides):
     return config.plan(config.compose_config(overrides))
 
 
+@pytest.fixture(scope="module", params=["minimal", pytest.param("paper", marks=pytest.mark.slow)])
+def plots(request):
+    """Which figures are drawn; all of them take a while."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory):
+def swept(tmp_path_factory, plots):
     """The folder of a real sweep of two jobs over two sets of trajectories, tracked offline."""
     home = tmp_path_factory.mktemp("swept")
-    line, env = command("-m", *TWO_SETS, *TRACED, f"output_dir={home / 'outputs'}")
+    line, env = command("-m", *TWO_SETS, *TRACED, f"plots={plots}", f"output_dir={home / 'outputs'}")
     env |= {"HOME": str(home), "WANDB_DIR": str(home)}
     done = subprocess.run(line, cwd=home, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -258,9 +264,9 @@ def test_a_sweep_ends_well_without_wandb(taqdit, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def spec():
+def spec(plots):
     """What is sent to W&B for runs like those of the sweep."""
-    contents = contents_of(plan_of(*TRACED))
+    contents = contents_of(plan_of(*TRACED, f"plots={plots}"))
     made = dashboard.workspace(contents, project="taqdit", entity="tester", name="taqdit tiny")
     return made._to_model().spec.model_dump(by_alias=True, exclude_none=True)["section"]
 
@@ -304,7 +310,7 @@ def logged(runs):
 
 
 @library
-def test_every_panel_names_what_runs_track(spec, runs):
+def test_every_panel_names_what_runs_track(spec, runs, plots):
     wanted = {each for panel in panels(spec) for each in named(panel)}
     assert wanted - logged(runs) == set()
     assert Counter(where for where, _ in wanted) == {
@@ -312,7 +318,7 @@ def test_every_panel_names_what_runs_track(spec, runs):
         "summary": 1 + 3 + 2 * 3 + 2,
         "config": 2,
         "table-file": 1 + 2 + 2,
-        "image-file": 3 + 5 + 10 + 4 + 5,
+        "image-file": 3 + 5 + 10 + 4 + 5 if plots == "paper" else 9,
     }
 
 
