@@ -145,9 +145,8 @@ class Statistics:
         _require_complete(stage, self.extent, self.num_steps)
         self._shard = lru_cache(maxsize=OPEN_STEPS)(self._read)
         self.step = lru_cache(maxsize=OPEN_STEPS)(self._step)
-        metadata = [self._shard(step).metadata for step in range(self.num_steps)]
-        self.sigmas = np.array([shard["sigma"] for shard in metadata])
-        self.timesteps = np.array([shard["timestep"] for shard in metadata])
+        levels = [self._levels(step) for step in range(self.num_steps)]
+        self.sigmas, self.timesteps = np.array(levels, np.float64).reshape(-1, 2).T
         self.layout = self.step(0).layout
 
     @classmethod
@@ -212,7 +211,17 @@ class Statistics:
     def _step(self, step: int) -> StepStatistics:
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} of {self.num_steps}")
-        return _unpacked(self._shard(step), self._stage.path(file_name(self.extent, step)))
+        path = self._stage.path(file_name(self.extent, step))
+        return _unpacked(self._shard(step), path, self.layout if step else None)
+
+    def _levels(self, step: int) -> tuple[float, float]:
+        """Noise level and timestep. Raises CorruptError."""
+        metadata = self._shard(step).metadata
+        try:
+            return metadata["sigma"] * 1.0, metadata["timestep"] * 1.0
+        except (KeyError, TypeError, OverflowError) as error:
+            path = self._stage.path(file_name(self.extent, step))
+            raise CorruptError(f"{path} is damaged: it names no noise level") from error
 
     def _read(self, step: int) -> Shard:
         index = _index(self.extent, step)

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from taqdit.errors import NumericError
+from taqdit.errors import CorruptError, NumericError
 from taqdit.store import Shard, Stage, sha256_hex
+from taqdit.store.digest import corrupt
 
 KIND = "conditioning"
 NEGATIVE = ""
@@ -70,7 +71,13 @@ def _finite(text: str, encode_text: Encode) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read(stage: Stage, text: str) -> Shard:
-    return stage.read(shard_name(text), kind=KIND, index=text_digest(text))
+    shard = stage.read(shard_name(text), kind=KIND, index=text_digest(text))
+    found = {name: (array.ndim, array.dtype.kind) for name, array in shard.tensors.items()}
+    if found != {"tokens": (2, "f"), "pooled": (1, "f")}:
+        raise corrupt(
+            stage.path(shard_name(text)), "it does not hold tokens (n, d) and pooled (d,)"
+        )
+    return shard
 
 
 class Conditioning:
@@ -126,5 +133,9 @@ def guided_rows(row: Encode, texts: Iterable[str]) -> tuple[Any, Any]:
 
     positive = [row(text) for text in texts]
     rows = positive + [row(NEGATIVE)] * len(positive)
+    if len({(tokens.shape, pooled.shape) for tokens, pooled in rows}) > 1:
+        raise CorruptError(
+            "rows of the conditioning differ in shape; refresh=[conditioning] makes them again"
+        )
     tokens, pooled = (np.stack([each[part] for each in rows]) for part in (0, 1))
     return mx.array(tokens), mx.array(pooled)

@@ -1,10 +1,16 @@
-"""Out of memory, told as what to do about it."""
+"""Out of memory, told as what to do about it where it happened.
+
+MLX on the CPU of Linux ends the process (SIGSEGV) where it cannot allocate, as under `ulimit -v`,
+and `mx.set_memory_limit` prevents nothing there: then nothing is told, and what is published is
+kept, as after any kill.
+"""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 from taqdit.errors import ConfigError
 
@@ -20,15 +26,71 @@ _SAID = (
 _LONGEST = 160  # characters of a foreign message
 
 
+class Model(Protocol):
+    """The settings of a model that decide about memory."""
+
+    @property
+    def use_t5(self) -> bool: ...
+
+    @property
+    def w16(self) -> bool: ...
+
+    @property
+    def a16(self) -> bool: ...
+
+    @property
+    def low_memory(self) -> bool: ...
+
+
+class OutOfMemory(ConfigError):
+    """Memory ran out: where, and which settings need less."""
+
+
 @contextmanager
-def told_by_batch_size(batch_size: int) -> Iterator[None]:
-    """Turn running out of memory into a ConfigError that names the batch size to try."""
+def told(doing: str, *advice: str) -> Iterator[None]:
+    """Turn running out of memory while `doing` something into an OutOfMemory that advises.
+
+    The innermost of several has the word. Without advice it is to close other programs.
+    """
     try:
         yield
+    except OutOfMemory:
+        raise
     except Exception as error:
         if (cause := out_of_memory(error)) is None:
             raise
-        raise ConfigError(_advice(batch_size, cause)) from error
+        raise OutOfMemory(_line(doing, advice, cause)) from error
+
+
+def encoding(model: Model) -> AbstractContextManager[None]:
+    """While prompts are encoded, for which the model is loaded; batches do not matter yet."""
+    t5 = ["model.use_t5=false"] if model.use_t5 else []
+    return told("encoding the prompts", *t5, *_unset(model, "w16"))
+
+
+def sampling(model: Model, *, batch_size: int, traced: bool) -> AbstractContextManager[None]:
+    """While a batch is sampled, and traced."""
+    smaller = f"sampler.batch_size={batch_size // 2}"
+    if batch_size == 1:
+        smaller = "a smaller model.latent_size"
+    fewer = ["fewer tracer.blocks"] if traced else []
+    return told(f"sampler.batch_size={batch_size}", smaller, *_lighter(model), *fewer)
+
+
+def decoding(model: Model) -> AbstractContextManager[None]:
+    """While an image is decoded: one at a time, whatever the batch size."""
+    return told("decoding an image", *_lighter(model), "sampler.images=false")
+
+
+def analysing() -> AbstractContextManager[None]:
+    """While statistics are analysed; they are stored by then."""
+    return told("the analysis", "fewer tracer.blocks (they are traced anew)", "analysis=none")
+
+
+def drawing(formats: Collection[str]) -> AbstractContextManager[None]:
+    """While figures are drawn, in these formats."""
+    fewer = ["plots=minimal"] if len(formats) > 1 else []
+    return told("drawing the figures", *fewer, *(["plots=none"] if formats else []))
 
 
 def out_of_memory(error: BaseException | None) -> BaseException | None:
@@ -44,13 +106,20 @@ def out_of_memory(error: BaseException | None) -> BaseException | None:
     return None
 
 
-def _advice(batch_size: int, cause: BaseException) -> str:
+def _lighter(model: Model) -> list[str]:
+    """Settings that make a forward need less, of those that are not set."""
+    return _unset(model, "low_memory") or _unset(model, "w16", "a16")
+
+
+def _unset(model: Model, *names: str) -> list[str]:
+    return [f"model.{name}=true" for name in names if not getattr(model, name)]
+
+
+def _line(doing: str, advice: Sequence[str], cause: BaseException) -> str:
     said = " ".join(str(cause).split())[:_LONGEST] or type(cause).__name__
-    smaller = f"try sampler.batch_size={batch_size // 2}"
-    if batch_size == 1:
-        smaller = "a batch cannot be smaller; try a smaller model.latent_size"
+    *others, last = advice or ["closing other programs"]
+    tries = f"{', '.join(others)} or {last}" if others else last
     return (
-        f"sampler.batch_size={batch_size} needs more memory than there is ({said}); {smaller} or"
-        " model.low_memory=true, and preflight=only to see what a run needs. What is published is"
-        " kept, under the batch size it was made with"
+        f"{doing} needs more memory than there is ({said}); try {tries}, and preflight=only to see"
+        " what a run needs. What is published is kept, under the settings it was made with"
     )

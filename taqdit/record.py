@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -14,9 +15,13 @@ from taqdit.activations import Statistics
 from taqdit.exports import ImportedStatistics
 from taqdit.plan import Plan
 from taqdit.preflight import size
-from taqdit.store import sha256_file
+from taqdit.store import disk, make_folder, publish_json, sha256_file
+from taqdit.store.digest import stamp
 from taqdit.tracking.secrets import mask_secrets
 
+RECORD = "run.json"
+POINTERS = "runs"  # in a store: a file for each run whose folder lies elsewhere
+_REFERRING = ("stages", "imported", "imported_statistics")  # keys of run.json
 PACKAGES = ("taqdit", "mlx", "diffusionkit", "numpy", "hydra-core", "omegaconf", "wandb")
 
 
@@ -47,6 +52,26 @@ def run_record(
         "versions": {name: installed(name) for name in PACKAGES},
         "python": sys.version.split()[0],
     }
+
+
+def publish_record(folder: Path, store: Path, document: Mapping[str, Any]) -> None:
+    """Publish run.json; for a run whose folder is not below the store's, also a pointer to it.
+
+    To be called before any stage is looked for: `taqdit store gc` keeps what a record names. The
+    pointer comes second, so that one without a record means that the run has been deleted.
+    """
+    publish_json(folder / RECORD, document)
+    home, place = store.resolve(), folder.resolve()
+    if home.parent in place.parents and home not in place.parents:
+        return
+    if not any(document[key] for key in _REFERRING):
+        return
+    with disk.guarded("read", place.parent):
+        above = place.parent.stat().st_ino
+    found = {"schema": 1, "folder": str(place), "host": socket.gethostname(), "parent": above}
+    make_folder(home / POINTERS)
+    pointer = stamp({**found, **{key: document[key] for key in _REFERRING}})
+    publish_json(home / POINTERS / f"{document['run_id']}.json", pointer)
 
 
 def installed(package: str) -> str | None:

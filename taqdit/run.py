@@ -8,17 +8,20 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from taqdit import config as configuration
 from taqdit import sweeping
 from taqdit.errors import ConfigError, TaqditError
 from taqdit.exits import exit_with
 from taqdit.session import Session
+from taqdit.store import disk
+from taqdit.tracking.secrets import mask_settings
 
 log = logging.getLogger(__name__)
 failure: TaqditError | None = None  # of a single run: the outermost wrapper gives its exit code
@@ -34,8 +37,9 @@ def job(config: DictConfig) -> None:
     """One Hydra job. One of a sweep leaves its failure in its folder, and the sweep goes on."""
     global failure
     context = HydraConfig.get()
-    folder = Path(context.runtime.output_dir)
+    folder, sweep = Path(context.runtime.output_dir), Path(context.sweep.dir)
     try:
+        mask_copies(config, [*folder.glob(".hydra/*.yaml"), *sweep.glob("multirun.yaml")])
         if context.job.chdir:
             raise ConfigError("hydra.job.chdir=true would move the store; leave it false")
         execute(config, folder, configuration.choices(context))
@@ -49,6 +53,17 @@ def job(config: DictConfig) -> None:
             failure = error
         else:
             raise
+
+
+def mask_copies(config: DictConfig, copies: list[Path]) -> None:
+    """Hide secrets in what Hydra has written down of the command line. Raises StorageError."""
+    settings: Any = OmegaConf.to_container(config)
+    for path in copies:
+        with disk.guarded("read", path):
+            told = OmegaConf.to_container(OmegaConf.load(path))
+        masked = mask_settings(told, settings)
+        if masked != told:
+            disk.publish_bytes(path, OmegaConf.to_yaml(masked).encode())
 
 
 def application() -> int:

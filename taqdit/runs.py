@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +23,8 @@ from taqdit.prompts import Prompts
 from taqdit.selection import Rule, bound, needs_evidence
 from taqdit.session import Session
 from taqdit.store import Stage, make_folder, publish_bytes, sha256_file
+from taqdit.store.digest import read_object
+from taqdit.tracking.secrets import mask_settings
 from taqdit.trajectory_set import TrajectorySet
 
 
@@ -105,7 +106,7 @@ class Run:
 def open_run(path: str | Path) -> Run:
     """Open a finished run's folder. Raises InputError if it is none, CorruptError if damaged."""
     folder = Path(path).resolve()
-    record = _read_json(folder / "run.json")
+    record = _record(folder / "run.json")
     summary = _read_json(folder / "summary.json")
     return Run(folder, record["config"], summary, record)
 
@@ -120,8 +121,10 @@ def launch(overrides: Sequence[str] = ()) -> Run:
     plan = configuration.plan(config)
     folder = new_run_folder(plan.output_dir)
     make_folder(folder / ".hydra")
-    publish_bytes(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config).encode())
-    publish_bytes(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(list(overrides)).encode())
+    written = {"config": OmegaConf.to_container(config), "overrides": list(overrides)}
+    for name, told in written.items():
+        text = OmegaConf.to_yaml(mask_settings(told, plan.config))
+        publish_bytes(folder / ".hydra" / f"{name}.yaml", text.encode())
     Session(plan, folder, choices=configuration.choices(composed.hydra)).run()
     return open_run(folder)
 
@@ -132,11 +135,21 @@ def new_run_folder(output_dir: Path) -> Path:
     return output_dir / "runs" / f"{now:%Y-%m-%d}" / f"{now:%H%M%S_%f}"
 
 
+def _record(path: Path) -> dict[str, Any]:
+    record = _read_json(path)
+    needed = {"config": dict, "store": str, "stages": dict, "prompts": list, "prompt_seeds": list}
+    whole = all(isinstance(record.get(key), kind) for key, kind in needed.items())
+    sampler = record["config"].get("sampler") if whole else None
+    count = sampler.get("num_trajectories") if isinstance(sampler, dict) else None
+    if type(count) is not int or not all(type(mark) is str for mark in record["stages"].values()):
+        raise CorruptError(f"{path} is no record of a run; it must hold {', '.join(needed)}")
+    return record
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError as error:
         raise InputError(f"{path.parent} is no finished run: it has no {path.name}") from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise CorruptError(f"{path} is not JSON ({error})") from error
-    return found

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from taqdit import preflight, record
+from taqdit import memory, preflight, record
 from taqdit.activations import Statistics
 from taqdit.calibration import CalibrationSet, import_npz
 from taqdit.delivery import Delivery
@@ -19,7 +19,6 @@ from taqdit.exports import open_statistics
 from taqdit.figures import run_figures
 from taqdit.figures.latents import chosen_steps
 from taqdit.findings import Findings, analyse_run
-from taqdit.memory import told_by_batch_size
 from taqdit.plan import (
     Plan,
     conditioning_inputs,
@@ -69,7 +68,7 @@ class Session:
         status, error = "failed", None
         make_folder(self.folder)
         try:
-            with told_by_batch_size(self.plan.sampler.batch_size):
+            with memory.told("this run"):
                 status = self._run()
         except TaqditError as caught:
             error = caught
@@ -151,7 +150,7 @@ class Session:
             fingerprints=marks,
             backend=self.bench.backend,
         )
-        publish_json(self.folder / "run.json", document)
+        record.publish_record(self.folder, self.store, document)
         self.document = document
 
     def _start_tracking(self) -> None:
@@ -172,17 +171,23 @@ class Session:
             weight_table(self.bench)
         if asked == {"weights"}:
             return
-        conditioning = encode_prompts(self.bench)
+        with memory.encoding(plan.model):
+            conditioning = encode_prompts(self.bench)
         if not asked & VIEWS:
             return
-        with Progress() as progress:
+        batch_size, traced = plan.sampler.batch_size, self._traces
+        with (
+            memory.sampling(plan.model, batch_size=batch_size, traced=traced),
+            Progress() as progress,
+        ):
             trajectories, statistics = sample_and_trace(
-                self.bench, conditioning.guided, progress, trace=self._traces
+                self.bench, conditioning.guided, progress, trace=traced
             )
         deliver = Delivery(plan, self.folder, self.tracker)
         deliver.lineage(trajectories, statistics)
-        kept = None if statistics is None else KeptAnalysis(self.bench, statistics)
-        self._select(kept)
+        with memory.analysing():
+            kept = None if statistics is None else KeptAnalysis(self.bench, statistics)
+            self._select(kept)
         plan = self.plan
         if "calibration" in asked:
             points = CalibrationSet(
@@ -197,11 +202,13 @@ class Session:
         stored = run_figures(plan, self.store, trajectories, statistics, chosen)
         show = Showing(plan, self.folder, self.tracker, stored)
         if asked & {"figures", "report"}:
-            show.trajectories(trajectories)
+            with memory.drawing(plan.plots.formats):
+                show.trajectories(trajectories)
         if self._analyses:
             self._analyse(statistics, kept, show, deliver)
         if asked & TRACED:
-            show.statistics(statistics, chosen)
+            with memory.drawing(plan.plots.formats):
+                show.statistics(statistics, chosen)
         if stored:
             stored.seal()
         if statistics is not None:
@@ -224,14 +231,16 @@ class Session:
         if statistics is None or kept is None:
             log.info("nothing was traced, so there is nothing to analyse")
             return
-        weights = weight_table(self.bench) if "weights" in self.plan.stages else None
-        analysis = analyse_run(self.plan, statistics, weights=weights, known=kept.profile)
-        kept.keep_choices()
+        with memory.analysing():
+            weights = weight_table(self.bench) if "weights" in self.plan.stages else None
+            analysis = analyse_run(self.plan, statistics, weights=weights, known=kept.profile)
+            kept.keep_choices()
         self._show(Findings(analysis), show, deliver)
 
     def _show(self, findings: Findings, show: Showing, deliver: Delivery) -> None:
         deliver.findings(findings)
-        show.findings(findings)
+        with memory.drawing(self.plan.plots.formats):
+            show.findings(findings)
 
     def _report(
         self, show: Showing, deliver: Delivery, trajectories: TrajectorySet | None = None
@@ -256,7 +265,8 @@ class Session:
             mark = found.get("fingerprint") or sha256_file(path)
             deliver.statistics(mark, path.resolve(), found)
             if self._analyses and isinstance(statistics, Statistics):
-                analysis = analyse_run(self.plan, statistics, weights=None, elsewhere=True)
+                with memory.analysing():
+                    analysis = analyse_run(self.plan, statistics, weights=None, elsewhere=True)
                 self._show(Findings(analysis), show, deliver)
             elif self._analyses:
                 log.info("%s has no histograms that can be pooled: it is not analysed", path)
@@ -278,13 +288,19 @@ class Session:
         }
 
     def _finish(self, status: str, error: TaqditError | None) -> None:
+        """Leave the summary. Raises StorageError if a run that went well cannot."""
         summary = self._summary(status, error)
         logged = {key: summary[key] for key in ("status", "seconds", "peak_memory_bytes")}
+        full = None
         try:
             publish_json(self.folder / "summary.json", summary)
             self.tracker.summary(logged)
-        except StorageError as full:
+        except StorageError as caught:
+            full = caught
+        self.tracker.finish(ok=status == "ok" and full is None)
+        if full is not None and status == "ok":
+            raise full
+        if full is not None and not isinstance(error, StorageError):
             log.error("%s", full)
-        self.tracker.finish(ok=status == "ok")
         if status == "ok":
             print(record.closing_words(summary, self.folder, self.tracker.location), flush=True)

@@ -6,7 +6,6 @@ What a job leaves is in its folder, so that it does not matter which launcher ra
 
 from __future__ import annotations
 
-import json
 import logging
 import traceback
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from taqdit import config as configuration
 from taqdit.config import SweepJob
 from taqdit.errors import TaqditError
 from taqdit.store import make_folder, publish_json
+from taqdit.store.digest import read_object
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -147,7 +147,6 @@ def failures(jobs: Sequence[SweepJob]) -> TaqditError | None:
 def _read(folder: Path) -> dict[str, Any]:
     """A job's summary as far as there is a legible one."""
     try:
-        found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        return read_object(folder / SUMMARY)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}

@@ -8,17 +8,19 @@ them in a tensor `steps` (k,) int32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 
 from taqdit.errors import NumericError
 from taqdit.prompts import Prompts
-from taqdit.sampler import Sampler
+from taqdit.sampler import ALL, Sampler
 from taqdit.store import Stage, sha256_hex
+from taqdit.store.digest import corrupt
 
 KIND = "trajectory"
 
@@ -237,7 +239,65 @@ def _rounded(latents: np.ndarray, dtype: str, index: int) -> np.ndarray:
 
 def read_trajectory(stage: Stage, index: int) -> dict[str, np.ndarray]:
     """latents, sigmas and timesteps of a stored trajectory. Raises CorruptError."""
-    return stage.read(shard_name(index), kind=KIND, index=index).tensors
+    found = stage.read(shard_name(index), kind=KIND, index=index).tensors
+    try:
+        words = misfit(_inputs(stage), found)
+    except (TypeError, ValueError) as error:
+        raise corrupt(stage.path("stage.json"), f"its inputs make no sense: {error}") from error
+    if words:
+        raise corrupt(stage.path(shard_name(index)), words)
+    return found
+
+
+@lru_cache(maxsize=8)
+def _inputs(stage: Stage) -> dict[str, Any]:
+    """They never change: the stage is named by them."""
+    return stage.inputs
+
+
+def misfit(inputs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str | None:
+    """Why arrays are no trajectory of a stage made of `inputs`; None if they are one.
+
+    What the inputs do not say the arrays must agree on. TypeError or ValueError for odd inputs.
+    """
+    none = np.empty(0, np.float32)
+    latents, sigmas = tensors.get("latents", none), tensors.get("sigmas", none)
+    levels = int(inputs.get("num_steps", sigmas.size - 1)) + 1
+    steps = tensors.get("steps")
+    kept = levels if steps is None else steps.size
+    expected = {
+        "latents": (kept, *inputs.get("latent_shape", latents.shape[1:])),
+        "sigmas": (levels,),
+        "timesteps": (levels,),
+        **({} if steps is None else {"steps": (kept,)}),
+    }
+    shapes = {name: array.shape for name, array in tensors.items()}
+    if shapes != expected:
+        return f"it holds {_told(shapes)}, expected {_told(expected)}"
+    dtype = np.dtype(inputs.get("latents_dtype", "float32" if inputs else latents.dtype))
+    if latents.dtype != dtype:
+        return f"its latents are {latents.dtype}, expected {dtype}"
+    if sigmas.dtype.kind != "f" or tensors["timesteps"].dtype != sigmas.dtype:
+        return "its sigmas or timesteps are no numbers"
+    stored = inputs.get("latents", ALL if inputs or steps is None else None)
+    if (stored == ALL) != (steps is None) or not _are_steps(steps, levels):
+        return f"its steps are not those of sampler.latents={stored}"
+    return None
+
+
+def _told(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name!r} {shape}" for name, shape in sorted(shapes.items())[:8])[:300]
+
+
+def _are_steps(steps: np.ndarray | None, levels: int) -> bool:
+    """Whether they ascend to the final latent; none stands for all."""
+    return steps is None or bool(
+        len(steps)
+        and steps.dtype.kind == "i"
+        and steps[0] >= 0
+        and steps[-1] == levels - 1
+        and (np.diff(steps) > 0).all()
+    )
 
 
 def final_latent(stage: Stage, index: int) -> np.ndarray:

@@ -76,7 +76,7 @@ def _plugins(monkeypatch):
 
 def command(*arguments, plugins=True):
     """The `taqdit` command line as a list, and the environment it runs in."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "plugins")}
+    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests' / 'plugins'}{os.pathsep}{ROOT}"}
     if plugins:
         env["TAQDIT_PLUGINS"] = "analytic"
     return [sys.executable, "-m", "taqdit.cli", *arguments], env

@@ -8,7 +8,16 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "taqdit"
 LEVELS = {
     -1: ("errors",),  # open to all
-    0: ("backend", "store", "typecheck", "progress", "source", "prompt_sets", "memory"),
+    0: (
+        "backend",
+        "store",
+        "typecheck",
+        "progress",
+        "source",
+        "prompt_sets",
+        "memory",
+        "plain_yaml",
+    ),
     1: (
         *("schedule", "sampler", "selection", "subset", "arguments", "archive", "prompts"),
         *("images", "statistics", "quantizer"),

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -248,28 +249,42 @@ def _covers(key, path):
     return path == key or path.startswith(f"{key}.")
 
 
-@shows("P6", "every key is listed as one that counts or as one that does not")
-@pytest.mark.parametrize("preset", [[], ["prompts=file", "prompts.path=p.txt"]])
-def test_every_key_is_on_one_side(preset):
-    plain = OmegaConf.to_container(config.compose_config(preset), resolve=True)
-    paths = list(leaves(plain))
-    for path in paths:
-        assert len(side(path)) == 1, path
-    return len(paths)
+def every_key():
+    """The path of every key, those of a prompt file included."""
+    found = set()
+    for preset in ([], ["prompts=file", "prompts.path=p.txt"]):
+        found |= set(leaves(OmegaConf.to_container(config.compose_config(preset), resolve=True)))
+    return sorted(found)
 
 
-def test_every_numeric_key_is_tried():
+@shows("P6", "keys that are listed as one that counts, or as one that does not: all there are")
+def test_every_key_is_on_one_side():
+    keys = every_key()
+    for key in keys:
+        assert len(side(key)) == 1, key
+    return len(keys)
+
+
+def test_every_key_is_tried():
+    """But for the path of a prompt file, which the test below changes, and what is no choice."""
     assert {*NUMERIC, *TRACED} <= set(CHANGES)
+    groups = {key.removesuffix("=") for key in CHANGES if key.endswith("=")}
+    tried = {*CHANGES, *(f"{group}._target_" for group in groups)}
+    rest = {"prompts.path", "prompts.allow_outside", "timestep_selection._partial_"}
+    assert set(every_key()) - tried == rest
 
 
-CHANGES = {  # one other value for every key that changes numbers, and for those that cannot
+CHANGES = {  # another value for every key; `group=` another option of a group
     "model._target_": "analytic.slow",
+    "model.local_ckpt": "elsewhere.safetensors",
     "model.use_t5": True,
     "model.w16": True,
     "model.a16": True,
     "model.latent_size": [6, 8],
+    "model.low_memory": True,
     "prompts._target_": "taqdit.prompts.paper_20",
     "prompts.num": 3,
+    "prompts.store_conditioning": False,
     "schedule._target_": "analytic.straight",
     "schedule.num_steps": 31,
     "schedule.shift": 2.0,
@@ -279,9 +294,9 @@ CHANGES = {  # one other value for every key that changes numbers, and for those
     "sampler.batch_size": 4,
     "sampler.latents": "final",
     "sampler.latents_dtype": "float16",
-    "model.low_memory": True,
     "sampler.num_trajectories": 3,
     "sampler.images": False,
+    "timestep_selection=": "midpoint",
     "timestep_selection.count": 3,
     "tracer._target_": "taqdit.tracer.post_gelu",
     "tracer.folds": 4,
@@ -290,7 +305,23 @@ CHANGES = {  # one other value for every key that changes numbers, and for those
     "tracer.sites": ["*.fc1_in"],
     "tracer.nonfinite": "count",
     "tracer.num_trajectories": 8,
+    "tracking=": "local",
     "tracking.project": "other",
+    "tracking.entity": "another",
+    "tracking.init_timeout": 1.0,
+    "tracking.call_timeout": 1.0,
+    "tracking.finish_timeout": 1.0,
+    "tracking.queue_size": 7,
+    "analysis=": "none",
+    "analysis.rule": "seed",
+    "analysis.target": 30.0,
+    "analysis.group_size": 64,
+    "analysis.weighting": "equal",
+    "analysis.compare": ["midpoint"],
+    "analysis.budget": 3,
+    "analysis.budgets": [4, 8],
+    "analysis.phases": "seed",
+    "plots=": "minimal",
     "plots.layers": ["mm_00_img"],
     "stages": ["conditioning"],
     "refresh": ["conditioning"],
@@ -298,36 +329,47 @@ CHANGES = {  # one other value for every key that changes numbers, and for those
     "allow_backend_change": True,
     "output_dir": "elsewhere",
     "calibration.export": False,
-    "analysis.rule": "seed",
     "statistics.export": False,
     "statistics.npz": True,
+    "inputs.calibration": __file__,
+    "inputs.statistics": __file__,
+    "pair": [1, 2],
 }
 
 
-def mark(changes, inputs=trajectory_inputs):
-    """The fingerprint of a stage's inputs after changes."""
-    base = ["model._target_=analytic.gaussian"]  # the tiny model has no T5 to switch on
-    composed = config.compose_config(base)
-    OmegaConf.set_struct(composed, False)
-    for key, value in changes.items():
-        OmegaConf.update(composed, key, value)
-    if composed.tracer._target_.endswith("post_gelu"):
-        del composed.tracer["sites"]
-    return fingerprint(inputs(config.plan(composed)))
+BASE = "model._target_=analytic.gaussian"  # the tiny model has no T5 to switch on
 
 
-@shows("P6", "a key changed: another fingerprint exactly when it counts", trials=1)
+@pytest.fixture(scope="module")
+def composed():
+    return config.compose_config([BASE])
+
+
+def marks(composed):
+    """The fingerprints of trajectories and of statistics."""
+    plan = config.plan(composed)
+    return [fingerprint(inputs(plan)) for inputs in (trajectory_inputs, statistics_inputs)]
+
+
+def with_another(composed, key):
+    """A configuration with another value of a key."""
+    if key.endswith("="):
+        return config.compose_config([BASE, f"{key}{CHANGES[key]}"])
+    changed = composed.copy()
+    OmegaConf.set_struct(changed, False)
+    OmegaConf.update(changed, key, CHANGES[key])
+    if changed.tracer._target_.endswith("post_gelu"):
+        del changed.tracer["sites"]
+    return changed
+
+
+@shows("P6", "a key changed, each in turn: other fingerprints exactly where it counts", trials=1)
 @pytest.mark.parametrize("key", sorted(CHANGES))
-def test_a_key_changes_the_fingerprint_exactly_when_it_is_numeric(key):
-    numeric = any(_covers(k, key) for k in NUMERIC)
-    assert (mark({key: CHANGES[key]}) != mark({})) is numeric
-
-
-@pytest.mark.parametrize("key", sorted(CHANGES))
-def test_statistics_depend_on_trajectories_and_tracer_alone(key):
-    numeric = any(_covers(k, key) for k in (*NUMERIC, *TRACED))
-    found = mark({key: CHANGES[key]}, statistics_inputs)
-    assert (found != mark({}, statistics_inputs)) is numeric
+def test_a_key_changes_the_fingerprints_exactly_where_it_counts(key, composed):
+    numeric, traced = (any(_covers(k, key) for k in table) for table in (NUMERIC, TRACED))
+    pairs = zip(marks(with_another(composed, key)), marks(composed), strict=True)
+    changed = [one != other for one, other in pairs]
+    assert changed == [numeric, numeric or traced]
 
 
 def test_a_tracer_that_reads_nothing_is_refused():
@@ -404,14 +446,38 @@ def problems_of(overrides):
     return [problem.text for problem in config.check(config.compose_config(overrides))]
 
 
+@shows("P6", "which latents are stored, and how: each combination is another stage")
+def test_what_is_stored_of_a_trajectory_counts(composed):
+    found = []
+    for latents, dtype, count in product(
+        ("all", "final", "selected"), ("float32", "float16"), (4, 3)
+    ):
+        changed = composed.copy()
+        changed.sampler.update(latents=latents, latents_dtype=dtype)
+        changed.timestep_selection.count = count
+        if latents == "selected" or count == 4:  # elsewhere the selection is a view
+            found.append(marks(changed)[0])
+    assert len(set(found)) == len(found)
+    return len(found)
+
+
+@shows("P6", "a prompt file: its texts, their order and their seeds count, its path does not")
 def test_the_content_of_a_prompt_file_counts_not_its_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    marks = []
-    for name, text in (("a.txt", "a cat\n"), ("b.txt", "a cat\n"), ("c.txt", "a dog\n")):
-        (tmp_path / name).write_text(text)
-        composed = config.compose_config(["prompts=file", f"prompts.path={tmp_path / name}"])
-        marks.append(fingerprint(trajectory_inputs(config.plan(composed))))
-    assert marks[0] == marks[1] != marks[2]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    composed = config.compose_config([BASE, "prompts=file", "prompts.allow_outside=true"])
+
+    def mark(content, path):
+        Path(path).write_text(content)
+        composed.prompts.path = str(path)
+        return marks(composed)[0]
+
+    first = mark("a cat\na dog\n", "a.txt")
+    assert first == mark("a cat\r\n\na dog", "b.txt") == mark("a cat\na dog", tmp_path / "c.txt")
+    others = ["a cat\na cow", "a dog\na cat", "a cat", "1\ta cat\na dog", "2\ta cat\na dog"]
+    assert len({first, *(mark(other, "a.txt") for other in others)}) == 1 + len(others)
+    return 2 + len(others)
 
 
 def test_conditioning_does_not_depend_on_the_sampler():

@@ -52,7 +52,8 @@ def plots(request):
 def swept(tmp_path_factory, plots):
     """The folder of a real sweep of two jobs over two sets of trajectories, tracked offline."""
     home = tmp_path_factory.mktemp("swept")
-    line, env = command("-m", *TWO_SETS, *TRACED, f"plots={plots}", f"output_dir={home / 'outputs'}")
+    asked = (*TRACED, f"plots={plots}", f"output_dir={home / 'outputs'}")
+    line, env = command("-m", *TWO_SETS, *asked)
     env |= {"HOME": str(home), "WANDB_DIR": str(home)}
     done = subprocess.run(line, cwd=home, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

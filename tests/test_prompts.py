@@ -169,6 +169,11 @@ REFUSED = {
     "line separator": ("a\u2028b", r"U\+2028 \(LINE SEPARATOR\)"),
     "bidi override": ("ok\nok\nabc \u202etxt.exe", r"line 3: U\+202E \(RIGHT-TO-LEFT OVERRIDE\)"),
     "bidi isolate": ("a\u2066b", r"U\+2066"),
+    "left-to-right mark": ("a\u200eb", r"U\+200E"),
+    "right-to-left mark": ("a\u200fb", r"U\+200F"),
+    "arabic letter mark": ("a\u061cb", r"U\+061C"),
+    "separator at the end": ("ok\na cat\x1f", r"line 2: U\+001F"),
+    "nothing but a separator": ("ok\n\x1c\n", r"line 2: U\+001C"),
     "too long": ("ok\n" + "x" * 2001, "line 2: the prompt has 2,001 characters"),
     "too many lines": ("x\n" * 10_001, "10,001 lines"),
     "too large": ("x" * 99 + "\n" + ("x" * 99 + "\n") * 9_999 + "x", "larger than 1,000,000"),
@@ -189,6 +194,7 @@ REFUSED_CSV = {
     "open quote": ('prompt\n"a cat\nb\n', "line 3: not CSV"),
     "text after a quote": ('prompt\n"a" cat\n', "line 2: not CSV"),
     "line break in a prompt": ('prompt\n"a\ncat"\n', r"line 3: U\+000A"),
+    "escape in another column": ("id,prompt\n\x1b[2J,a cat", r"line 2: U\+001B"),
     "tab in a prompt": ("prompt\na\tcat\n", r"line 2: U\+0009"),
     "empty prompt": ("id,prompt\n1,\n", "line 2: the prompt is empty"),
     "bad seed": ("prompt,seed\na,x\n", "line 2: 'x'"),
@@ -221,6 +227,7 @@ def _assert_refused(path: str, message: str) -> None:
     assert caught.value.exit_code == 3
 
 
+@shows("P19", "a pipe, two folders, nothing there, NUL in the path: refused in one line", trials=5)
 def test_things_that_are_not_prompt_files(tmp_path):
     pipe = tmp_path / "pipe.txt"
     os.mkfifo(pipe)

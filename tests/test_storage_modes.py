@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tree
+from ledger import shows
 
 import taqdit as package
 from taqdit import conditioning, trajectory
@@ -143,6 +144,7 @@ def test_what_cannot_be_had_is_refused(overrides, words):
     assert words in problem.text
 
 
+@shows("P8", "a latent beyond float16 where latents are stored so: refused, not Inf", trials=1)
 def test_a_latent_beyond_half_precision_is_refused(tmp_path):
     stage = Stage.open(tmp_path, "trajectories", fingerprint="a" * 64, inputs={}, backend={})
     prompts = Prompts(("dog",), (None,))

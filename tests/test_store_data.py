@@ -132,6 +132,38 @@ def test_a_manifest_of_an_interrupted_run_counts_what_it_asked_for(run):
         assert (found["num_images"], found["missing"]) == (2, [2, 3, 4])
 
 
+@pytest.mark.parametrize("asked", [10**12, 2**20 + 1, 0, True, "5", None])
+def test_no_more_is_looked_for_than_a_run_can_ask_for(run, tmp_path, asked):
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["sampler"]["num_trajectories"] = asked
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(CorruptError, match="num_trajectories="):
+        manifest(run)
+    with pytest.raises(CorruptError, match="num_trajectories="):
+        export_run(run, tmp_path / "to", "images")
+    (stage_of(run) / "999999999999.png").write_bytes(b"mine")
+    manifest(stage_of(run))  # what the folder holds is enough
+    assert read_manifest(stage_of(run))["expected_images"] == 6
+
+
+def test_files_are_looked_for_by_the_folders_list_alone(run, monkeypatch):
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["sampler"]["num_trajectories"] = 10_000
+    (run / "run.json").write_text(json.dumps(record))
+    read, looked = Stage.read, []
+
+    def look(stage, name, **more):
+        looked.append(name)
+        return read(stage, name, **more)
+
+    monkeypatch.setattr(Stage, "read", look)
+    manifest(run)
+    found = read_manifest(run)
+    assert (found["num_images"], found["expected_images"]) == (6, 10_000)
+    assert found["missing"] == list(range(6, 10_000))
+    assert len(looked) == 6
+
+
 def test_a_seal_tells_what_is_missing_where_no_run_is_left(run):
     folder = stage_of(run)
     shutil.rmtree(run)
@@ -556,7 +588,8 @@ HOSTILE_FOLDERS = {
     "no line": (replace_text(b"\n\n"), "lists 0 images"),
     "no JSON": (replace_text(b"img_0.png a cat\n"), "no JSON"),
     "a list": (replace_text(b"[1]\n"), "not an object"),
-    "deep": (replace_text(b"[" * 100_000), "nested too deeply"),
+    "deep": (replace_text(b"[" * 60_000), "nested too deeply"),
+    "a long line": (replace_text(b"[" * 100_000), "more than 65,536 bytes"),
     "not UTF-8": (replace_text(b'{"file_name": "\xff.png"}'), "no JSON"),
     "a lone surrogate": (
         replace_text(b'{"file_name": "img_0.png", "prompt": "\\ud800"}'),

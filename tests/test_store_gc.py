@@ -1,12 +1,13 @@
 """`taqdit store gc`: what no run refers to goes, and nothing else does, whatever happens."""
 
 import errno
+import json
 import os
 import shutil
 import tempfile
 from contextlib import suppress
 from functools import lru_cache
-from itertools import count
+from itertools import combinations_with_replacement, count
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,22 @@ from conftest import ANALYTIC, tree
 from faults.store_lab import Death, DyingDisk, FaultyDisk, QuickDisk
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from ledger import shows
 
+from taqdit.cli import dispatch
 from taqdit.errors import ConfigError, CorruptError, InputError, StorageError
 from taqdit.plan import fingerprint
+from taqdit.record import publish_record
 from taqdit.runs import launch, open_run
-from taqdit.store import Stage, disk, publish_json, read_shard
+from taqdit.store import Stage, disk, make_folder, publish_json, read_shard
+from taqdit.store.aside import claim_of, put_back, rename_away
 from taqdit.store.claim import claim
-from taqdit.store.removal import claim_of
+from taqdit.survey import Survey, repair, verify
+from taqdit.survey.runs import pointers, runs_of
+from taqdit.survey.stages import survey_stage
 from taqdit.verbs import garbage, store_gc
-from taqdit.verbs.garbage import remove, survey
-from taqdit.verbs.records import run_folders
+from taqdit.verbs.garbage import find_garbage, remove
+from taqdit.verbs.store_repair import commands
 
 SHARD = "000000.safetensors"
 
@@ -168,14 +175,14 @@ def test_runs_of_sweeps_and_in_folders_of_ones_own_count(lab):
     inside = lab.run(where="runs/x") / "wandb"
     inside.mkdir()
     (inside / "run.json").write_text("{}")  # W&B's own affair
-    assert len(list(run_folders(lab.outputs))) == len(places) + 1
+    assert len(runs_of(lab.store)) == len(places) + 1
 
 
 def test_runs_behind_a_link_count(small, tmp_path):
     (small.outputs / "runs").rename(tmp_path / "elsewhere")
     (small.outputs / "runs").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "elsewhere")
-    assert [each.path for each in survey(small.outputs).found] == small.lost
+    assert [each.path for each in find_garbage(small.store).garbage] == small.lost
 
 
 def test_a_store_behind_a_link_keeps_the_runs_beside_the_link(small, tmp_path):
@@ -256,11 +263,13 @@ def test_a_record_that_cannot_be_read_stops_everything(small, text):
     assert tree(small.outputs) == before
 
 
-def test_a_folder_that_cannot_be_listed_stops_everything(small, monkeypatch):
+@pytest.mark.parametrize("where", ["outputs", "store"])
+def test_a_folder_that_cannot_be_listed_stops_everything(small, monkeypatch, where):
+    (small.store / "runs").mkdir()
     listed = Path.iterdir
 
     def iterdir(path):
-        if path.name == "runs":
+        if (path.parent.name, path.name) == (where, "runs"):
             raise PermissionError(errno.EACCES, "Permission denied")
         return listed(path)
 
@@ -271,7 +280,7 @@ def test_a_folder_that_cannot_be_listed_stops_everything(small, monkeypatch):
 
 
 def test_no_store_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match="has no store"):
+    with pytest.raises(InputError, match="holds no store"):
         store_gc.gc([str(tmp_path)])
 
 
@@ -285,7 +294,9 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(small, capsys):
         kept / ".x.png.123-0a1b.tmp",
         kept / "batch-000000.claim",
         claim_of(kept),
+        small.store / "runs" / ".x.json.1-0a1b.tmp",
     ]
+    (small.store / "runs").mkdir()
     dead += [kept / f"{SHARD}.bad-1", kept / f"{SHARD}.bad-12"]
     for path in dead:
         path.write_bytes(b"12345")
@@ -305,7 +316,7 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(small, capsys):
 
         hold(file)
         assert mine
-        found = {each.path for each in survey(small.outputs).found}
+        found = {each.path for each in find_garbage(small.store).garbage}
         assert found == {*dead, *small.lost}
         small.gc("--yes")
         assert living.exists()
@@ -386,7 +397,7 @@ def test_without_a_terminal_it_takes_a_flag(small, taqdit, capsys):
 
 def test_it_says_how_many_bytes(small, capsys):
     expected = sum(len(data) for folder in small.lost for data in tree(folder).values())
-    assert sum(each.size for each in survey(small.outputs).found) == expected
+    assert sum(each.size for each in find_garbage(small.store).garbage) == expected
 
 
 def test_it_says_so_where_there_is_no_run(lab, capsys):
@@ -401,8 +412,8 @@ def test_it_says_so_where_there_is_no_run(lab, capsys):
 def test_a_stage_in_use_is_left(small, capsys):
     with Stage.at(small.lost[0]).claim("batch-000000") as mine:
         assert mine
-        assert survey(small.outputs).busy == [small.lost[0]]
-        assert [each.path for each in survey(small.outputs).found] == [small.lost[1]]
+        assert find_garbage(small.store).busy == [small.lost[0]]
+        assert [each.path for each in find_garbage(small.store).garbage] == [small.lost[1]]
         small.gc("--yes")
     assert small.lost[0].is_dir()
     assert not small.lost[1].is_dir()
@@ -418,25 +429,25 @@ def test_a_stage_that_is_being_set_aside_is_left(small, capsys):
 
 
 def test_a_stage_that_gets_a_claim_while_one_is_asked_is_left(small):
-    found = survey(small.outputs)
+    found = find_garbage(small.store)
     with Stage.at(small.lost[0]).claim("batch-000000"):
-        assert not remove(found.found[0], small.outputs, found.references)
+        assert not remove(found.garbage[0], small.store)
     assert small.lost[0].is_dir()
 
 
 def test_a_run_that_begins_while_one_is_asked_keeps_its_stages(small):
-    found = survey(small.outputs)
+    found = find_garbage(small.store)
     small.run(("conditioning", mark_of(CONDITIONING[1])))
-    assert [remove(e, small.outputs, found.references) for e in found.found] == [False, True]
+    assert [remove(e, small.store) for e in found.garbage] == [False, True]
     assert small.lost[0].is_dir()
 
 
 def test_a_run_that_begins_at_the_last_moment_gets_its_stage_back(small, monkeypatch):
     whole = tree(small.lost[0])
 
-    def rename_away(folder):
+    def rename_away(folder, word):
         small.run(("conditioning", mark_of(CONDITIONING[1])))
-        return removal(folder)
+        return removal(folder, word)
 
     removal = garbage.rename_away
     monkeypatch.setattr(garbage, "rename_away", rename_away)
@@ -445,8 +456,8 @@ def test_a_run_that_begins_at_the_last_moment_gets_its_stage_back(small, monkeyp
 
 
 def test_a_run_that_made_the_stage_anew_keeps_that(small, monkeypatch):
-    def rename_away(folder):
-        away = removal(folder)
+    def rename_away(folder, word):
+        away = removal(folder, word)
         if folder == small.lost[0]:
             small.run(("conditioning", mark_of(CONDITIONING[1])))
             small.stage("conditioning", **inputs_of(CONDITIONING[1]))
@@ -457,6 +468,272 @@ def test_a_run_that_made_the_stage_anew_keeps_that(small, monkeypatch):
     small.gc("--yes")
     assert (small.lost[0] / SHARD).is_file()
     assert not list(small.store.glob("*/*.removed-*"))
+
+
+# --- a run that begins meanwhile -------------------------------------------------------------
+
+HOOKS = ("survey_stage", "needed", "rename_away", "runs_of", "put_back", "delete")
+
+
+class Beginning:
+    """What a run does at its begin, one step at a time, at a stage that no run refers to."""
+
+    def __init__(self, lab, folder, *, refresh):
+        self.lab, self.folder, self.made, self.error = lab, folder, False, None
+        self.inputs = inputs_of(CONDITIONING[1])
+        self.mark = mark_of(CONDITIONING[1])
+        first = self.set_aside if refresh else self.find_folder
+        self.steps = [self.record, first, self.open, self.fill]
+
+    def take(self, number):
+        for step in self.steps[:number]:
+            if self.error is None:
+                try:
+                    step()
+                except StorageError as error:
+                    self.error = error
+        del self.steps[:number]
+
+    def record(self):
+        publish_run(self.folder, self.lab.store, {"conditioning": self.mark})
+
+    def set_aside(self):
+        Stage.set_aside(self.lab.store, "conditioning", self.mark)
+
+    def find_folder(self):
+        make_folder(self.lab.store / "conditioning" / self.mark[:12])
+
+    def open(self):
+        self.stage = Stage.open(
+            self.lab.store, "conditioning", fingerprint=self.mark, inputs=self.inputs, backend={}
+        )
+
+    def fill(self):
+        if not self.stage.valid([SHARD]):
+            self.stage.admit({}, allow_change=False)
+            self.lab.stage("conditioning", **self.inputs)
+            self.made = True
+
+
+def publish_run(folder, store, stages, run_id="0"):
+    """Leave the record of a run, as one does at its begin."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {"config": {}, "store": os.path.relpath(store, folder), "run_id": run_id}
+    document |= {"stages": stages, "imported": None, "imported_statistics": None}
+    publish_record(folder, store, document)
+
+
+def hooked(monkeypatch, take):
+    """Call `take(name)` before each thing that a removal does."""
+
+    def before(name, real):
+        def call(*arguments):
+            take(name)
+            return real(*arguments)
+
+        return call
+
+    for name in HOOKS:
+        monkeypatch.setattr(garbage, name, before(name, getattr(garbage, name)))
+
+
+@pytest.mark.parametrize("refresh", [False, pytest.param(True, marks=pytest.mark.slow)])
+@shows("P5", "a run begins while `store gc` removes its stage: steps of both in every order")
+def test_a_run_may_begin_at_any_moment_of_a_removal(tmp_path, use_disk, monkeypatch, refresh):
+    """Its record, folder, stage.json and data at every order of moments: none is lost."""
+    use_disk(QuickDisk())
+    stopped = kept = anew = 0
+    state = {}
+    hooked(monkeypatch, lambda name: state["run"].take(state["plan"].count(HOOKS.index(name))))
+    for number, plan in enumerate(combinations_with_replacement(range(len(HOOKS) + 1), 4)):
+        lab = Lab(tmp_path / str(number) / "outputs")
+        folder = lab.stage("conditioning", **inputs_of(CONDITIONING[1])).folder
+        found = garbage.Garbage(folder, 0, garbage.UNREFERRED)
+        before = (folder / SHARD).stat().st_ino, (folder / SHARD).read_bytes()
+        place = lab.outputs.parent / ("elsewhere" if refresh else "outputs") / "x"
+        run = Beginning(lab, place, refresh=refresh)
+        state |= {"run": run, "plan": plan}
+        remove(found, lab.store)
+        run.take(plan.count(len(HOOKS)))
+        run.take(4)  # what hooks that were not come to left over
+        if run.error is not None:
+            stopped += 1
+            again = Beginning(lab, place, refresh=False)
+            again.take(4)
+            assert again.error is None, plan
+            run.made |= again.made
+        stage = Stage.at(folder)
+        assert stage.valid([SHARD]) == {SHARD}, plan
+        assert stage.seal_list is not None, plan
+        assert (folder / SHARD).read_bytes() == before[1], plan
+        same = (folder / SHARD).stat().st_ino == before[0]
+        assert same or run.made, plan
+        kept, anew = kept + same, anew + run.made
+        assert remove(found, lab.store) is False, plan
+    assert kept > 10
+    assert anew > 10
+    assert refresh or stopped < number / 4
+    return number + 1
+
+
+def test_a_repair_at_any_moment_of_a_removal_loses_nothing(tmp_path, use_disk, monkeypatch):
+    use_disk(QuickDisk())
+    for at in HOOKS:
+        lab = Lab(tmp_path / at / "outputs")
+        folder = lab.stage("conditioning", **inputs_of(CONDITIONING[1])).folder
+        shard = (folder / SHARD).read_bytes()
+        (folder / SHARD).write_bytes(shard[:-1])
+        checked = list(verify([survey_stage(folder)]))
+
+        def mend(name, at=at, checked=checked, done=[]):  # noqa: B006
+            if name == at and at not in done:
+                done.append(at)
+                with suppress(StorageError):
+                    list(repair(checked, dry_run=False))
+
+        with monkeypatch.context() as patch:
+            hooked(patch, mend)
+            assert remove(garbage.Garbage(folder, 0, garbage.UNREFERRED), lab.store)
+        assert not folder.exists()
+        lab.stage("conditioning", **inputs_of(CONDITIONING[1]))
+        assert (folder / SHARD).read_bytes() == shard
+
+
+def test_a_folder_is_put_back_over_an_empty_one_alone(tmp_path):
+    away, folder = tmp_path / "x.removed-1", tmp_path / "x"
+    (away / "inner").mkdir(parents=True)
+    folder.mkdir()
+    assert put_back(away, folder)
+    assert (folder / "inner").is_dir()
+    assert rename_away(folder, ".removed-") == away
+    (folder / "made").mkdir(parents=True)
+    assert not put_back(away, folder)
+    assert (away / "inner").is_dir()
+    assert (folder / "made").is_dir()
+
+
+def test_half_of_a_stage_is_not_put_back(small):
+    folder = small.store / "trajectories" / mark_of(TRAJECTORIES[0])[:12]
+    away = folder.rename(folder.with_name(f"{folder.name}.removed-1"))
+    (away / "stage.json").unlink()  # goes first
+    small.gc("--yes")
+    assert not folder.exists()
+    assert not away.exists()
+
+
+# --- runs with a folder elsewhere ------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(small, tmp_path):
+    """What no run beside the store refers to, and the folder of a run elsewhere that does."""
+    folder = tmp_path / "disk" / "mine" / "run"
+    publish_run(folder, small.store, {"conditioning": mark_of(CONDITIONING[1])}, run_id="abc")
+    return folder
+
+
+def pointed(lab):
+    return {path.name for path in lab.store.glob("runs/*")}
+
+
+def test_a_run_with_a_folder_elsewhere_keeps_its_stages(small, elsewhere, capsys):
+    small.gc("--yes")
+    assert small.lost[0].is_dir()
+    assert not small.lost[1].is_dir()
+    assert "for 3 runs" in capsys.readouterr().out
+    shutil.rmtree(elsewhere)
+    small.gc("--yes")
+    assert not small.lost[0].is_dir()
+    assert pointed(small) == set()
+
+
+def test_runs_below_the_output_folder_leave_no_pointer(small):
+    publish_run(small.outputs / "mine" / "x", small.store, {"conditioning": "0" * 64})
+    assert pointed(small) == set()
+    publish_run(small.store / "x", small.store, {"conditioning": mark_of(CONDITIONING[1])})
+    assert pointed(small) == {"0.json"}  # nobody looks for runs in the store
+
+
+def unmount(folder, monkeypatch=None):
+    folder.parent.rename(folder.parent.with_name("away"))
+
+
+def unmount_at_the_root(folder, monkeypatch):
+    unmount(folder)
+    folder.parent.mkdir()  # an empty mount point
+
+
+def other_host(folder, monkeypatch):
+    shutil.rmtree(folder)
+    monkeypatch.setattr("socket.gethostname", lambda: "other")
+
+
+@pytest.mark.parametrize("change", [unmount, unmount_at_the_root, other_host])
+def test_a_run_that_cannot_be_reached_keeps_its_stages(
+    small, elsewhere, capsys, monkeypatch, change
+):
+    change(elsewhere, monkeypatch)
+    small.gc("--yes")
+    look = Survey.of(small.store)
+    assert small.lost[0].is_dir()
+    said = capsys.readouterr().out
+    assert f"{elsewhere} cannot be reached: what it refers to is kept" in said
+    assert f"delete {small.store / 'runs' / 'abc.json'}" in said
+    (stage,) = look.chosen(small.lost[0].name)
+    (run,) = look.references(stage)
+    assert run.folder == elsewhere
+    assert not commands(look, [stage])[0].startswith("taqdit rerun")
+    (small.store / "runs" / "abc.json").unlink()  # as it says
+    small.gc("--yes")
+    assert not small.lost[0].exists()
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b'{"folder": "/x"}'])
+def test_a_damaged_pointer_stops_everything(small, elsewhere, text):
+    (small.store / "runs" / "abc.json").write_bytes(text)
+    before = tree(small.outputs)
+    with pytest.raises(CorruptError, match=r"abc\.json"):
+        small.gc("--yes")
+    assert tree(small.outputs) == before
+
+
+def test_a_broken_record_elsewhere_stops_everything(small, elsewhere):
+    (elsewhere / "run.json").write_text("{")
+    with pytest.raises(CorruptError, match=r"run\.json"):
+        small.gc("--yes")
+
+
+def test_a_run_beside_the_link_to_a_store_is_seen_from_the_store(small, tmp_path):
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    (beside / "store").symlink_to(small.store)
+    conditioning = {"conditioning": mark_of(CONDITIONING[1])}
+    publish_run(beside / "runs" / "x", beside / "store", conditioning)
+    small.gc("--yes")
+    assert small.lost[0].is_dir()
+
+
+def test_ls_shows_a_run_with_a_folder_elsewhere(small, elsewhere, capsys):
+    dispatch(["store", "ls", "--json", str(small.outputs)])
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    (runs,) = (each["runs"] for each in stages if each["folder"].endswith(small.lost[0].name))
+    assert runs == [str(elsewhere)]
+
+
+def test_a_real_run_leaves_its_pointer_before_it_looks_for_a_stage(tmp_path, monkeypatch):
+    seen = []
+    opened = Stage.open.__func__
+
+    def look(cls, root, *arguments, **more):
+        seen.append(len(pointers(root)))
+        return opened(cls, root, *arguments, **more)
+
+    monkeypatch.setattr(Stage, "open", classmethod(look))
+    common = (*ANALYTIC, "calibration.export=false", f"output_dir={tmp_path / 'outputs'}")
+    monkeypatch.setattr("taqdit.runs.new_run_folder", lambda _: tmp_path / "elsewhere" / "run")
+    launch([*common, "stages=[conditioning]"])
+    assert seen
+    assert set(seen) == {1}
 
 
 def whole(folder):

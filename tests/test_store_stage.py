@@ -73,7 +73,7 @@ def test_open_and_find_the_same_stage(tmp_path):
 def test_a_folder_of_another_fingerprint_is_refused(tmp_path):
     open_stage(tmp_path)
     other = FINGERPRINT[:-1] + "d"
-    with pytest.raises(StorageError, match=f"belongs to fingerprint {FINGERPRINT}, not {other}"):
+    with pytest.raises(StorageError, match=f"belongs to fingerprint '{FINGERPRINT}', not {other}"):
         open_stage(tmp_path, fingerprint=other)
     with pytest.raises(StorageError, match="belongs to"):
         Stage.find(tmp_path, "trajectories", other)

@@ -552,6 +552,42 @@ def test_a_claim_is_looked_at_without_being_touched(tmp_path):
     assert path.exists()
 
 
+def test_who_cannot_be_asked_may_live(sampled, call, monkeypatch):
+    """On a file system without locks a claim that somebody left is taken for a living one's."""
+    stage = stage_of(sampled)
+    flip(stage.path("000001.safetensors"), 9000)
+    claim = stage.path("batch-000000.claim")
+    claim.write_bytes(b"{}")
+    before = tree(sampled)
+
+    def no_locks(file, operation):
+        raise OSError(errno.ENOTSUP, "no locks here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", no_locks)
+        assert is_held(claim)
+        assert not is_held(stage.path("none.claim"))
+        code, text = call("repair", sampled)
+        shutil.rmtree(sampled / "runs")
+        assert call("gc", "--yes", sampled)[0] == 0  # of it, nothing is removed
+    assert code == 4
+    assert "or delete that file if there is none" in text
+    assert (
+        tree(stage.folder).items()
+        <= {
+            name.rpartition("/")[2]: data
+            for name, data in before.items()
+            if stage.folder.name in name
+        }.items()
+    )
+    assert call("repair", sampled)[0] == 0
+
+
+def test_a_pipe_that_is_called_a_claim_is_no_reason_to_wait(tmp_path):
+    os.mkfifo(tmp_path / "x.claim")
+    assert not is_held(tmp_path / "x.claim")
+
+
 def test_a_stage_that_another_process_works_on_is_left_alone(sampled, call):
     stage = stage_of(sampled)
     flip(stage.path("000001.safetensors"), 9000)
@@ -652,6 +688,7 @@ def test_a_folder_without_its_stage_json_is_set_aside_whole(sampled, call):
     code, text = call("repair", sampled)
     assert code == 0
     assert f"set aside  trajectories/{stage.folder.name}/stage.json" in text
+    assert "all of it, 6 trajectories, is made again" in text
     assert not stage.folder.exists()
     assert "replaced" in call("ls", sampled)[1]
     assert call("verify", sampled)[0] == 0  # what is set aside is not judged

@@ -521,6 +521,7 @@ def test_what_looks_like_a_secret_is_masked(monkeypatch):
         "token": 589,
         "monkey": "banana",
         "sha256": "ab" * 32,
+        "file": f"/hub/models--a--b/snapshots/{'0a' * 20}/mmdit.safetensors",
         "empty_key": "",
         "keep": [1, None, True, "text"],
     }
@@ -539,6 +540,7 @@ def test_what_looks_like_a_secret_is_masked(monkeypatch):
         "token": 589,
         "monkey": "banana",
         "sha256": "ab" * 32,
+        "file": f"/hub/models--a--b/snapshots/{'0a' * 20}/mmdit.safetensors",
         "empty_key": "",
         "keep": [1, None, True, "text"],
     }

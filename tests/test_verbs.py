@@ -235,7 +235,12 @@ def test_masked_values_come_from_the_overrides_or_are_asked_for(run):
         rerun.prepare([str(run)])
     assert caught.value.args == ("run.json hides model.local_ckpt; give it: model.local_ckpt=...",)
     path = run / ".hydra" / "overrides.yaml"
-    path.write_text(path.read_text() + f"- model.local_ckpt=/x/{SECRET}/y\n")
+    asked = path.read_text()
+    path.write_text(asked + f"- model.local_ckpt=/x/{MASK}/y\n")
+    with pytest.raises(InputError) as caught:
+        rerun.prepare([str(run)])
+    assert caught.value.args == ("run.json hides model.local_ckpt; give it: model.local_ckpt=...",)
+    path.write_text(asked + f"- model.local_ckpt=/x/{SECRET}/y\n")
     found = rerun.prepare([str(run)])
     assert configuration(found.overrides)["model"]["local_ckpt"] == f"/x/{SECRET}/y"
     assert SECRET not in str(found)

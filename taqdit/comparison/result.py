@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from taqdit.analysis.scores import FITTED, ROUGH
+from taqdit.plain_yaml import checked_text
 from taqdit.quantizer import BITS
+from taqdit.store.digest import read_object
 
 MISSING, DAMAGED, OK = "missing", "damaged", "ok"
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError)
@@ -196,11 +197,11 @@ _NEEDED = ("summary.json", "run.json")
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return _mapping(json.loads(path.read_text(encoding="utf-8")))
+    return read_object(path)
 
 
 def _yaml(path: Path) -> Any:
-    text = path.read_text(encoding="utf-8")
+    text = checked_text(path)
     try:
         return OmegaConf.create(text)
     except Exception as error:  # the parser's own kinds, which OmegaConf hands through

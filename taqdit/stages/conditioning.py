@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from taqdit import conditioning
+from taqdit import conditioning, memory
 from taqdit.plan import conditioning_inputs
 from taqdit.stages.bench import Bench, Waiting, seal
 from taqdit.store import Stage
@@ -35,7 +35,8 @@ def encode_prompts(
 
 def _unstored(bench: Bench) -> conditioning.UnstoredConditioning:
     def encode(text: str) -> Any:
-        return bench.model.encode(text)
+        with memory.encoding(bench.plan.model):
+            return bench.model.encode(text)
 
     def done() -> None:
         if bench.plan.model.low_memory:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from taqdit import images, trajectory
+from taqdit import images, memory, trajectory
 from taqdit.errors import NumericError
 from taqdit.progress import Progress
 from taqdit.sampler import ALL
@@ -179,7 +179,8 @@ class TrajectoryWork:
         """Decode the final latent of a trajectory and publish the picture."""
         latent = trajectory.final_latent(self.stage, index)
         try:
-            picture = decode(self.bench.model, latent)
+            with memory.decoding(self.plan.model):
+                picture = decode(self.bench.model, latent)
         except NumericError as error:
             prompt = self.plan.prompts.text(index)
             raise NumericError(f"trajectory {index} (prompt {prompt!r}): {error}") from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)  # also a part of the names of figures' files
 _STREAMS = {"embed": "txt", "final": "img"}  # the two sites outside the blocks
 
 
@@ -56,8 +58,14 @@ class Layout:
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[str, int]], *, folds: int) -> Layout:
-        """From (name, width) pairs, as metadata hold them."""
-        return cls(tuple(Site(str(name), int(width)) for name, width in pairs), folds)
+        """From (name, width) pairs, as metadata hold them. ValueError or TypeError for odd ones."""
+        sites = tuple(Site(name, width) for name, width in pairs)
+        if not sites or len({site.name for site in sites}) < len(sites):
+            raise ValueError("it names no site, or one twice")
+        for site in sites:
+            if not _NAME.fullmatch(site.name) or type(site.width) is not int or site.width < 1:
+                raise ValueError("one of its sites is none")
+        return cls(sites, folds)
 
     @cached_property
     def offsets(self) -> np.ndarray:

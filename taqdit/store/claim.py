@@ -53,7 +53,7 @@ def _owner(path: Path) -> str | None:
     try:
         found = json.loads(path.read_bytes())
         return f"host {found['host']}, process {found['pid']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -64,7 +64,11 @@ def _obtain(path: Path) -> BinaryIO | None:
             file.close()
             return None
         if is_at(file, path):
-            file.truncate(0)
-            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+            try:
+                file.truncate(0)
+                file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+            except OSError:
+                file.close()  # else whoever keeps the error keeps the lock
+                raise
             return file
         file.close()  # its owner released it between our opening and locking it

@@ -2,12 +2,19 @@
 
 import hashlib
 import json
+import os
+import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from taqdit.errors import CorruptError
 from taqdit.store.disk import guarded
+
+MAX_DOCUMENT, MAX_STAMPED = 2**23, 2**28  # bytes; the latter is a seal of 2.5 million files
+_FREE_VALUES, _BYTES_EACH = 2**16, 24  # lists, objects and texts of a document; a seal has 31
+_TEXT = re.compile(rb'"[^"]*"?')
 
 
 def canonical_json(value: object) -> str:
@@ -18,12 +25,15 @@ def canonical_json(value: object) -> str:
     TypeError for what JSON has no form for, keys of mixed types included.
     """
     try:
-        plain = json.loads(json.dumps(value, sort_keys=True, allow_nan=False))
-        text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return _spelled(json.loads(json.dumps(value, sort_keys=True, allow_nan=False))).decode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    text.encode()  # refuses what UTF-8 cannot hold
-    return text
+
+
+def _spelled(plain: object) -> bytes:
+    """Canonical JSON of what JSON gave. ValueError for what UTF-8 cannot hold, or not finite."""
+    form: dict[str, Any] = {"separators": (",", ":"), "ensure_ascii": False, "allow_nan": False}
+    return json.dumps(plain, sort_keys=True, **form).encode()
 
 
 def sha256_hex(data: bytes) -> str:
@@ -45,23 +55,36 @@ def stamp(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_stamped(path: Path) -> dict[str, Any]:
     """The stamped document in a file, without its digest. CorruptError when that does not fit."""
-    with guarded("read", path):
-        data = path.read_bytes()
     try:
-        value = parse_object(data)
+        with guarded("read", path):
+            value = read_object(path, most=MAX_STAMPED)
         stored = value.pop("sha256", None)
-        fits = stored == sha256_hex(canonical_json(value).encode())
-    except ValueError as error:
+        fits = stored == sha256_hex(_spelled(value))
+    except (ValueError, RecursionError) as error:
         raise corrupt(path, str(error)) from error
     if not fits:
         raise corrupt(path, "its contents do not fit its sha256")
     return value
 
 
+def read_object(path: Path, *, most: int = MAX_DOCUMENT) -> dict[str, Any]:
+    """The JSON object in a file. OSError when it cannot be read; ValueError for anything else, and
+    for what would take far more memory than the file has bytes."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise ValueError(f"it has more than {most:,} bytes")
+        data = file.read()
+    bare = _TEXT.sub(b'"', data.replace(b"\\\\", b"").replace(b'\\"', b""))
+    if sum(map(bare.count, (b"[", b"{", b'"'))) > _FREE_VALUES + len(data) // _BYTES_EACH:
+        raise ValueError("it holds more lists, objects and texts than any document of taqdit")
+    return parse_object(data)
+
+
 def parse_object(text: bytes | str) -> dict[str, Any]:
-    """A JSON object. ValueError for anything else, however hostile."""
+    """A JSON object. ValueError for anything else, however hostile, and for a key that comes twice:
+    readers differ in what they make of that."""
     try:
-        value = json.loads(text)
+        value = _DECODER.decode(text if isinstance(text, str) else text.decode())
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
     except ValueError as error:
@@ -69,6 +92,34 @@ def parse_object(text: bytes | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("its JSON is not an object")
     return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"{key[:80]!r} comes twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_each_once)
+
+
+def is_stage(document: Mapping[str, Any]) -> bool:
+    """Whether a stage.json has the inputs and backends that one reads of it."""
+    return isinstance(document.get("inputs"), dict) and _all(document.get("backends"), dict)
+
+
+def _all(values: object, kind: type) -> bool:
+    """Whether it is a list of such things."""
+    return isinstance(values, list) and all(isinstance(each, kind) for each in values)
+
+
+def texts_by_name(pairs: Any) -> dict[str, str] | None:
+    """The pairs of texts in a list; None if it is no such list."""
+    if _all(pairs, list) and all(len(each) == 2 and _all(each, str) for each in pairs):
+        return dict(pairs)
+    return None
 
 
 def corrupt(path: Path, reason: str) -> CorruptError:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from taqdit.store.digest import parse_object
+from taqdit.store.digest import corrupt, parse_object
 from taqdit.store.disk import guarded
 
+_MOST_LEFT_OUT = 1_000  # lines; more are no accident of a writer
 _log = logging.getLogger(__name__)
 
 
@@ -42,16 +43,19 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     """The journal's objects, in order, while or after it is written.
 
     A last line that is not finished is left out; any other that is no object is left out with a
-    warning. StorageError when the file cannot be read.
+    warning. StorageError when the file cannot be read, CorruptError when it is no journal.
     """
-    with guarded("read", path):
-        lines = path.read_bytes().split(b"\n")[:-1]
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(parse_object(line))
-        except ValueError as error:
-            _log.warning("%s, line %d is left out: %s", path, number, error)
+    records, left_out = [], 0
+    with guarded("read", path), path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                if line.endswith(b"\n"):
+                    records.append(parse_object(line))
+            except ValueError as error:
+                left_out += 1
+                _log.warning("%s, line %d is left out: %s", path, number, error)
+            if left_out > _MOST_LEFT_OUT:
+                raise corrupt(path, f"more than {_MOST_LEFT_OUT} of its lines hold no object")
     return records
 
 

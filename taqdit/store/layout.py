@@ -30,10 +30,11 @@ DTYPES = {
     "I64": np.dtype("<i8"),
     "F64": np.dtype("<f8"),
 }
-# Room for some 15,000 tensors; little enough that a hostile header costs neither time nor memory.
-MAX_HEADER = 2 * 2**20
+# Room for some 4,000 tensors; little enough that a hostile header costs neither time nor memory.
+MAX_HEADER = 2**19
 _METADATA = "__metadata__"
 _KEY = "taqdit"
+_MOST_AXES, _LONGEST_AXIS = 100, 2**80  # beyond what numpy takes; their product is soon made
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,11 @@ def _spec(name: str, field: object) -> Spec:
     values = field if isinstance(field, dict) else {}
     dtype, shape = values.get("dtype"), values.get("shape")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"tensor {name!r} has no known dtype")
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"tensor {name!r} has no shape")
+        raise ValueError(f"tensor {name[:80]!r} has no known dtype")
+    if not isinstance(shape, list) or len(shape) > _MOST_AXES:
+        raise ValueError(f"tensor {name[:80]!r} has no shape")
+    if not all(type(n) is int and 0 <= n < _LONGEST_AXIS for n in shape):
+        raise ValueError(f"tensor {name[:80]!r} has no shape")
     return Spec(name, dtype, tuple(shape))
 
 

@@ -95,12 +95,12 @@ def _check(
 ) -> None:
     schema, stored_kind = metadata.get("schema"), metadata.get("kind")
     if schema != SCHEMA:
-        raise ValueError(f"its schema is {schema!r}, this version reads {SCHEMA}")
+        raise ValueError(f"its schema is {repr(schema)[:40]}, this version reads {SCHEMA}")
     described = {key: value for key, value in metadata.items() if key != "sha256"}
     if canonical_json(metadata) != text or _digest(described, parts) != metadata.get("sha256"):
         raise ValueError("its contents do not fit its sha256")
     if kind not in (None, stored_kind):
-        raise ValueError(f"it is a shard of kind {stored_kind!r}, not {kind!r}")
+        raise ValueError(f"it is a shard of kind {str(stored_kind)[:40]!r}, not {kind!r}")
 
 
 def _digest(described: Mapping[str, Any], parts: Mapping[Spec, Bytes]) -> str:

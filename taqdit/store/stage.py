@@ -15,7 +15,7 @@ from taqdit.store import disk, parallel
 from taqdit.store.aside import set_aside
 from taqdit.store.backends import among, described
 from taqdit.store.claim import claim, claimants, idle
-from taqdit.store.digest import corrupt, read_stamped, sha256_file, stamp
+from taqdit.store.digest import corrupt, is_stage, read_stamped, sha256_file, stamp, texts_by_name
 from taqdit.store.shard import Shard, read_shard, verify_shard, write_shard
 
 SCHEMA = 1
@@ -211,7 +211,7 @@ class Stage:
         except CorruptError as error:
             _log.warning("%s", error)
             return None
-        return dict(seal["files"]) if seal.get("schema") == SCHEMA else None
+        return texts_by_name(seal.get("files")) if seal.get("schema") == SCHEMA else None
 
     def unsealed_or_changed(self, names: Iterable[str]) -> bool:
         """Whether to seal (again): the seal does not list exactly the data files there are, or
@@ -270,12 +270,14 @@ class Stage:
         document = read_stamped(path)
         if document.get("schema") != SCHEMA:
             raise StorageError(
-                f"{path} has schema {document.get('schema')!r}, this version reads {SCHEMA}; "
-                "use another output_dir"
+                f"{path} has schema {repr(document.get('schema'))[:40]}, this version reads "
+                f"{SCHEMA}; use another output_dir"
             )
-        if document["fingerprint"] != self.fingerprint:
+        if not is_stage(document):
+            raise corrupt(path, "its inputs or backends are none")
+        if (mark := document.get("fingerprint")) != self.fingerprint:
             raise StorageError(
-                f"{path} belongs to fingerprint {document['fingerprint']}, not "
+                f"{path} belongs to fingerprint {str(mark)[:64]!r}, not "
                 f"{self.fingerprint}; move its folder away, or use another output_dir"
             )
         return document

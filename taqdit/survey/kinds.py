@@ -76,7 +76,7 @@ class Trajectories(Check):
     def contents(self, name: str, shard: Shard) -> Iterator[Problem]:
         """Shapes and count by stage.json, the prompt, and how the latents look."""
         tensors = shard.tensors
-        if (words := self._misshapen(tensors)) is not None:
+        if (words := trajectory.misfit(self.inputs, tensors)) is not None:
             yield "shape", words
             return
         yield from self._prompt(shard)
@@ -87,25 +87,6 @@ class Trajectories(Check):
         if not bad:
             steps = tensors.get("steps", np.arange(len(sigmas)))
             yield from self._look.add(name, tensors["latents"], steps, sigmas[steps])
-
-    def _misshapen(self, tensors: Mapping[str, np.ndarray]) -> str | None:
-        shapes = {key: each.shape for key, each in tensors.items()}
-        levels = int(self.inputs["num_steps"]) + 1
-        steps = tensors.get("steps")
-        kept_steps = levels if steps is None else len(steps)
-        latents = (kept_steps, *self.inputs["latent_shape"])
-        expected = {"latents": latents, "sigmas": (levels,), "timesteps": (levels,)}
-        if steps is not None:
-            expected["steps"] = (kept_steps,)
-        if shapes != expected:
-            return f"it holds {told(shapes)}, expected {told(expected)}"
-        kept = self.inputs.get("latents", "all")
-        if (kept == "all") != (steps is None) or not _are_steps(steps, levels):
-            return f"its steps are not those of sampler.latents={kept}"
-        dtype = self.inputs.get("latents_dtype", "float32")
-        if tensors["latents"].dtype != np.dtype(dtype):
-            return f"its latents are {tensors['latents'].dtype}, expected {dtype}"
-        return None
 
     def _prompt(self, shard: Shard) -> Iterator[Problem]:
         texts, index = self.inputs["prompts"], shard.metadata["index"]
@@ -232,14 +213,3 @@ def _number(name: str) -> int | None:
 def _first_gap(numbers: set[int]) -> int:
     """The smallest number from 0 that is not among them."""
     return next(number for number in count() if number not in numbers)
-
-
-def _are_steps(steps: np.ndarray | None, levels: int) -> bool:
-    """Whether they ascend to the final latent; none stands for all."""
-    return steps is None or bool(
-        len(steps)
-        and steps.dtype.kind == "i"
-        and steps[0] >= 0
-        and steps[-1] == levels - 1
-        and (np.diff(steps) > 0).all()
-    )

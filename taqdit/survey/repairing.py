@@ -12,8 +12,9 @@ from pathlib import Path
 from taqdit.errors import StorageError
 from taqdit.store import Stage
 from taqdit.store.aside import set_aside
-from taqdit.survey.stages import Surveyed, survey_stage
+from taqdit.survey.stages import STAGE, Surveyed, survey_stage
 from taqdit.survey.verifying import Checked, Finding, verify
+from taqdit.survey.words import counted
 
 MOVED, UNSEALED, REPLACED, LEFT = "moved aside", "unsealed", "set aside", "left alone"
 
@@ -48,7 +49,8 @@ class _Repair:
         """Do about each finding what can be done."""
         now = survey_stage(self.stage.folder)
         if now.held:
-            why = f"another process works on it ({now.held[0]}); repair when it has ended"
+            why = f"another process works on it ({now.held[0]}); repair when it has ended, or"
+            why += " delete that file if there is none"
             yield from (Repaired(LEFT, each, why=why) for each in findings)
             return
         self.stage = now
@@ -64,11 +66,15 @@ class _Repair:
             yield self._repair(each)
 
     def _replace(self, finding: Finding) -> Repaired:
-        """Without its stage.json, nothing of a folder can be used."""
+        """Without its stage.json, nothing of a folder can be used: the shards say whose they are,
+        but on which backends they were made, only stage.json did."""
+        units = counted(self.stage.units, self.stage.unit)
+        why = f"all of it, {units}, is made again; to save them, put a whole {STAGE} into the"
+        why += " folder and rename it back"
         if self.dry_run:
-            return Repaired(REPLACED, finding)
+            return Repaired(REPLACED, finding, why=why)
         try:
-            return Repaired(REPLACED, finding, set_aside(self.stage.folder))
+            return Repaired(REPLACED, finding, set_aside(self.stage.folder), why)
         except StorageError as error:
             return Repaired(LEFT, finding, why=str(error))
 

@@ -1,65 +1,201 @@
-"""Which runs there are beside a store, and which stages they refer to."""
+"""The runs that use a store: what the record (run.json) of each of them refers to.
+
+Runs are found below the output folder. One whose folder lies elsewhere left a pointer in the store
+(see `taqdit.record.publish_record`): it counts until its folder has been deleted, and for as long
+as nobody can tell.
+"""
 
 from __future__ import annotations
 
 import json
-import os
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-RECORD = "run.json"
-_NO_RUNS_BELOW = {"store", "figures", "wandb", ".hydra"}
+from taqdit.errors import CorruptError, InputError, StorageError, TaqditError
+from taqdit.record import POINTERS, RECORD
+from taqdit.store import disk
+from taqdit.store.digest import corrupt, read_stamped
+
+MOST_TRAJECTORIES = 2**20  # as sampler.num_trajectories may be
+_INSIDE_A_RUN = {"figures", "wandb", ".hydra"}  # large, and no place for another run
 
 
 @dataclass(frozen=True)
 class RunFound:
-    """A run's folder and what its run.json refers to: stage -> fingerprint. `problem` says why
-    the record cannot be read; what such a run refers to is not known."""
+    """A run's folder and what it refers to: `stages`, stage -> fingerprint, and `paths` of files
+    made elsewhere.
+
+    `problem` says why that cannot be read. `pointer` is the file in the store that says it in the
+    place of a folder that cannot be reached. `store` is where the run's data are.
+    """
 
     folder: Path
+    store: Path | None = None
     stages: Mapping[str, str] = field(default_factory=dict)
+    paths: tuple[Path, ...] = ()
     rule: str | None = None
     trajectories: int = 0
-    problem: str | None = None
+    images: bool = False
+    problem: TaqditError | None = None
+    pointer: Path | None = None
+
+    @property
+    def note(self) -> str | None:
+        """Why it is not known, or not known for certain."""
+        if self.pointer is not None:
+            return (
+                f"{self.folder} cannot be reached: what it refers to is kept; if that run was"
+                f" deleted, delete {self.pointer}"
+            )
+        return None if self.problem is None else str(self.problem)
 
 
 def runs_of(store: Path) -> list[RunFound]:
-    """The runs below the store's output folder that use this store, in the order of their dates.
+    """The runs beside a store, and those that point to it, in the order of their dates.
 
-    Runs that were given a folder elsewhere are not found.
+    Runs that use another store are among them: `RunFound.store` tells.
     """
     places = dict.fromkeys((store.parent.resolve(), store.resolve().parent))  # it may be a link
-    runs = {folder: outputs for outputs in places for folder in _folders(outputs)}
-    found = [(_read(folder, store), outputs) for folder, outputs in runs.items()]
-    # Runs and sweeps lie apart: below either, folders are named by date and time.
-    ordered = sorted(
-        ((run, outputs) for run, outputs in found if run is not None),
-        key=lambda each: each[0].folder.relative_to(each[1]).parts[1:],
-    )
-    return [run for run, _ in ordered]
+    found: dict[Path, tuple[list[str], RunFound]] = {}
+    for outputs in places:
+        for run in _below(outputs, store.resolve()):
+            # Runs and sweeps lie apart: below either, folders are named by date and time.
+            date = [*run.folder.relative_to(outputs).parts[1:]]
+            found.setdefault(run.folder.resolve(), (date, run))
+    for path in pointers(store):
+        if (left := pointed_to(path)) is not None:
+            found.setdefault(left.folder, (["", str(left.folder)], left))
+    return [run for _, run in sorted(found.values(), key=lambda each: each[0])]
 
 
-def _folders(outputs: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(outputs):
-        if RECORD in names:
-            folders.clear()
-            yield Path(place)
-        folders[:] = sorted(name for name in folders if name not in _NO_RUNS_BELOW)
+def pointers(store: Path) -> list[Path]:
+    """What runs with a folder elsewhere left in a store. StorageError if it cannot be listed."""
+    folder = store / POINTERS
+    if not folder.is_dir():
+        return []
+    with disk.guarded("list", folder):
+        return sorted(path for path in folder.iterdir() if path.suffix == ".json")
 
 
-def _read(folder: Path, store: Path) -> RunFound | None:
+def pointed_to(pointer: Path) -> RunFound | None:
+    """The run that left this pointer; None once its folder has been deleted.
+
+    It has, if no record is there while the folder above it is the one that it was, on the same
+    host; otherwise a disk may merely not be mounted.
+    """
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if (folder / record["store"]).resolve() != store.resolve():
-            return None
-        config: dict[str, Any] = record["config"]
-        return RunFound(
-            folder,
-            {str(name): str(mark) for name, mark in record["stages"].items()},
-            rule=config["timestep_selection"]["_target_"],
-            trajectories=int(config["sampler"]["num_trajectories"]),
+        left = _read_pointer(pointer)
+    except TaqditError as problem:
+        return RunFound(pointer, problem=problem)
+    folder = Path(left["folder"])
+    try:
+        if (folder / RECORD).is_file():
+            return _read(folder)
+        same = folder.parent.stat().st_ino == left["parent"]
+    except OSError:
+        same = False
+    if same and left["host"] == socket.gethostname():
+        return None
+    return RunFound(folder, pointer.parents[1].resolve(), *_referred(left), pointer=pointer)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The run.json of a run's folder, finished or not.
+
+    InputError if there is none, CorruptError if it is no record of a run.
+    """
+    path = folder / RECORD
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{folder} is no run's folder: it has no {RECORD}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptError(f"{path} cannot be read as JSON ({error})") from error
+    needed = {"config": dict, "store": str, "stages": dict}
+    if not isinstance(found, dict) or not all(
+        isinstance(found.get(key), kind) for key, kind in needed.items()
+    ):
+        raise CorruptError(f"{path} is no record of a run; it must hold {', '.join(needed)}")
+    return found
+
+
+def trajectories_asked(record: Mapping[str, Any]) -> int:
+    """How many trajectories a run asked for. CorruptError if its record does not say."""
+    found = _part(record, "sampler").get("num_trajectories")
+    if type(found) is not int or not 1 <= found <= MOST_TRAJECTORIES:
+        raise CorruptError(
+            f"{RECORD} says sampler.num_trajectories={found!r}; it must lie in"
+            f" [1, {MOST_TRAJECTORIES}]"
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return RunFound(folder, problem=f"{RECORD} cannot be read: {type(error).__name__}: {error}")
+    return found
+
+
+def images_asked(record: Mapping[str, Any]) -> bool:
+    """Whether a run decoded a picture of each trajectory."""
+    return bool(_part(record, "sampler").get("images"))
+
+
+def _below(outputs: Path, store: Path) -> Iterator[RunFound]:
+    """The runs below a folder, the store left out; links are followed. Where a folder cannot be
+    listed, that is a run's problem: there may be one in it."""
+    waiting, seen = [outputs], {store}
+    while waiting:
+        folder = waiting.pop()
+        if (place := folder.resolve()) in seen or not folder.is_dir():
+            continue
+        seen.add(place)
+        try:
+            with disk.guarded("list", folder):
+                inner = sorted(path for path in folder.iterdir() if path.is_dir())
+        except StorageError as problem:
+            yield RunFound(folder, problem=problem)
+            continue
+        if (folder / RECORD).exists():
+            yield _read(folder)
+            inner = [path for path in inner if path.name not in _INSIDE_A_RUN]
+        waiting.extend(inner)
+
+
+def _read(folder: Path) -> RunFound:
+    try:
+        record = read_record(folder)
+    except TaqditError as problem:
+        return RunFound(folder, problem=problem)
+    rule = _part(record, "timestep_selection").get("_target_")
+    try:
+        count = trajectories_asked(record)
+    except CorruptError:
+        count = 0
+    return RunFound(
+        folder,
+        (folder / record["store"]).resolve(),
+        *_referred(record),
+        rule=rule if isinstance(rule, str) else None,
+        trajectories=count,
+        images=images_asked(record),
+    )
+
+
+def _referred(record: Mapping[str, Any]) -> tuple[dict[str, str], tuple[Path, ...]]:
+    """The stages by their fingerprints, and files and folders made elsewhere."""
+    imported = record.get("imported")
+    named = [imported.get("path") if isinstance(imported, dict) else None]
+    named.append(record.get("imported_statistics"))
+    marks = {str(name): str(mark) for name, mark in record["stages"].items()}
+    return marks, tuple(Path(each).resolve() for each in named if isinstance(each, str))
+
+
+def _read_pointer(path: Path) -> dict[str, Any]:
+    found = read_stamped(path)
+    needed = {"folder": str, "host": str, "parent": int, "stages": dict}
+    if not all(isinstance(found.get(key), kind) for key, kind in needed.items()):
+        raise corrupt(path, f"it must hold {', '.join(needed)}")
+    return found
+
+
+def _part(record: Mapping[str, Any], group: str) -> dict[str, Any]:
+    found = record["config"].get(group)
+    return found if isinstance(found, dict) else {}

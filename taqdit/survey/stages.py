@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from taqdit.activations import CHECKPOINT, PART
 from taqdit.errors import CorruptError, StorageError
+from taqdit.store.aside import REMOVED, REPLACED
 from taqdit.store.digest import read_stamped
 from taqdit.store.disk import guarded
 from taqdit.store.held import is_held
@@ -32,8 +34,8 @@ _UNITS = {  # what a unit of a kind is called
     IMPORTED: "file",
 }
 _ASIDE = re.compile(r".+\.bad-\d+")
-_MARK = re.compile(r"[0-9a-f]{12}")
-_REPLACED = re.compile(r"[0-9a-f]{12}\.(replaced|removed)-\d+")
+_MARK = re.compile(r"[0-9a-f]{12}")  # the beginning of a fingerprint
+_REPLACED = re.compile(rf"{_MARK.pattern}({re.escape(REPLACED)}|{re.escape(REMOVED)})\d+")
 Sizes = Mapping[str, int]
 """File name -> bytes."""
 
@@ -170,16 +172,13 @@ def replaced_in(store: Path) -> list[Replaced]:
     return found
 
 
-def sizes_below(folder: Path) -> dict[str, int]:
-    """Every file below a folder and its bytes. Links are counted as links."""
+def sizes_below(path: Path) -> dict[str, int]:
+    """Every file below a folder, or the file itself, and its bytes. Links are counted as links."""
+    below = (Path(place, name) for place, _, names in os.walk(path) for name in names)
     found = {}
-    for place, _, names in os.walk(folder):
-        for name in names:
-            path = Path(place, name)
-            try:
-                found[str(path.relative_to(folder))] = path.lstat().st_size
-            except FileNotFoundError:
-                continue  # somebody is at work
+    for file in below if path.is_dir() else (path,):
+        with suppress(FileNotFoundError):  # somebody is at work
+            found[str(file.relative_to(path))] = file.lstat().st_size
     return found
 
 
@@ -237,11 +236,9 @@ def _sizes(folder: Path) -> dict[str, int]:
     with guarded("list", folder), os.scandir(folder) as entries:
         found = {}
         for entry in entries:
-            try:
+            with suppress(FileNotFoundError):  # somebody is at work, or the link leads nowhere
                 if entry.is_file(follow_symlinks=False) or entry.is_symlink():
                     found[entry.name] = entry.stat().st_size
-            except FileNotFoundError:
-                continue  # somebody is at work, or the link leads nowhere
     return dict(sorted(found.items()))
 
 

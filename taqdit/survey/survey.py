@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +24,18 @@ class Survey:
     store: Path
     stages: tuple[Surveyed, ...]
     replaced: tuple[Replaced, ...]
-    runs: tuple[RunFound, ...]
+    beside: tuple[RunFound, ...]  # all runs that were found, also those over another store
 
     @classmethod
     def of(cls, store: Path) -> Survey:
         """Look at a store; see `find_store`. Nothing is changed."""
         return cls(store, tuple(stages_of(store)), tuple(replaced_in(store)), tuple(runs_of(store)))
+
+    @property
+    def runs(self) -> list[RunFound]:
+        """The runs that use this store, or whose records cannot be read."""
+        here = self.store.resolve()
+        return [run for run in self.beside if run.problem or run.store == here]
 
     def chosen(self, name: str | None) -> list[Surveyed]:
         """The stages of a kind, or with this folder or beginning of it; None: all.
@@ -68,12 +73,7 @@ class Survey:
         if stage.kind == "analysis":
             return run.stages.get("statistics") in self._analysed.get(stage.name, ())
         mark = run.stages.get(stage.kind, "")
-        return mark == stage.fingerprint or (not stage.fingerprint and self._is_of(stage, mark))
-
-    @staticmethod
-    def _is_of(stage: Surveyed, mark: str) -> bool:
-        """Whether a folder without an intact stage.json bears a fingerprint's name."""
-        return bool(mark) and mark[:12] == stage.folder.name
+        return mark.startswith(stage.fingerprint or stage.folder.name)
 
     @cached_property
     def _analysed(self) -> dict[str, set[str]]:
@@ -82,7 +82,8 @@ class Survey:
             digest: stage.fingerprint
             for stage in self.stages
             if stage.kind == "statistics"
-            for digest in _digests(stage)
+            for digest in digests_of(stage)
+            if digest
         }
         return {
             stage.name: {
@@ -104,10 +105,12 @@ def _listed(inputs: Mapping[str, Any]) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _digests(stage: Surveyed) -> Iterator[str]:
-    """What the shards of statistics say is their digest; it is not checked here."""
-    for name in stage.files:
-        if name not in stage.working:
-            with suppress(OSError, ValueError):
-                text, _ = parse(np.memmap(stage.folder / name, np.uint8, "r"))
-                yield str(parse_object(text).get("sha256"))
+def digests_of(stage: Surveyed) -> Iterator[str | None]:
+    """What the shards of statistics say is their digest, which is not checked here; None for one
+    that does not say."""
+    for name in set(stage.files) - set(stage.working):
+        try:
+            text, _ = parse(np.memmap(stage.folder / name, np.uint8, "r"))
+            yield str(parse_object(text).get("sha256"))
+        except (OSError, ValueError):
+            yield None

@@ -25,6 +25,13 @@ _PLAIN = (  # inputs that are short, in the order in which they are told
 _SHORT = 12  # digits of a fingerprint, for people
 
 
+def counted(count: int, name: str) -> str:
+    """A number of things: `1 run`, `2 trajectories`."""
+    if count != 1:
+        name = f"{name[:-1]}ies" if name.endswith("ory") else f"{name}s"
+    return f"{count} {name}"
+
+
 def made_of(stage: Surveyed) -> dict[str, Any]:
     """The settings that tell one stage from another; no texts of prompts."""
     inputs = stage.inputs

@@ -8,8 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
+from taqdit import plain_yaml
 from taqdit.store import canonical_json, sha256_hex
 from taqdit.tracking.secrets import mask_secrets
 
@@ -78,9 +77,8 @@ def _group_of(hydra: Mapping[str, Any]) -> str | None:
 def _hydra_node(path: Path) -> dict[str, Any]:
     """The `hydra` node of a YAML file of Hydra's; empty if there is none."""
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        found = plain_yaml.read(path)
+    except (OSError, ValueError):
         return {}
     node = found.get("hydra") if isinstance(found, dict) else None
     return node if isinstance(node, dict) else {}

@@ -21,20 +21,22 @@ _PASSWORDS = {
     "credentials",
 }
 _LOOKS_LIKE_A_KEY = re.compile(
-    r"(?<![0-9A-Za-z])(?:[0-9a-fA-F]{40}(?![0-9A-Za-z])"
+    r"(?<![0-9A-Za-z])(?:(?<!/snapshots/)[0-9a-fA-F]{40}(?![0-9A-Za-z])"
     r"|wandb_v\d_[\w-]{20,}|hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[\w-]{20,})"
 )
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 _NUMBERS = {int, float, bool, type(None)}
 _SHORTEST_ENV_SECRET = 16  # shorter values ("disabled") are words that occur by chance
+_SHORTEST_SETTING = 4
 
 
 def mask_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
     """A deep copy of `config` in which everything that looks like a secret is `***`.
 
     Masked are text under a name with the word key, token, secret, password or credential in it
-    (numbers too for the last three), 40 hexadecimal digits, the usual token prefixes, logins
-    inside addresses, and the values of environment variables with such a name.
+    (numbers too for the last three), 40 hexadecimal digits (but for the revision in a path of
+    Hugging Face's cache), the usual token prefixes, logins inside addresses, and the values of
+    environment variables with such a name.
     """
     known = environment_secrets()
     return {str(name): _masked(value, str(name), known) for name, value in config.items()}
@@ -43,6 +45,14 @@ def mask_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
 def mask_text(text: str) -> str:
     """`text` without what looks like a key."""
     return _clean(text, environment_secrets())
+
+
+def mask_settings(told: Any, config: Mapping[str, Any]) -> Any:
+    """A deep copy of what repeats settings of `config` (as a command line does), without what
+    `mask_secrets` hides in them and in it."""
+    secrets = sorted(_hidden(config, mask_secrets(config)), key=len, reverse=True)
+    known = (*secrets, *environment_secrets())
+    return _masked(told, "", known)
 
 
 def environment_secrets() -> tuple[str, ...]:
@@ -72,6 +82,16 @@ def _masked(value: Any, name: str, known: tuple[str, ...]) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return MASK if _words(name) & _PASSWORDS else value
     return value
+
+
+def _hidden(value: Any, masked: Any) -> set[str]:
+    """What was masked whole, as it is written; not what is so short that it occurs by chance."""
+    if isinstance(value, Mapping):
+        return set().union(*(_hidden(each, masked[str(name)]) for name, each in value.items()))
+    if isinstance(value, list | tuple):
+        return set().union(*map(_hidden, value, masked))
+    text = str(value)
+    return {text} if masked == MASK and len(text) >= _SHORTEST_SETTING else set()
 
 
 def _path(parent: str, name: str) -> str:

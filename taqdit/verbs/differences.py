@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from taqdit.plan import (
     trajectory_inputs,
 )
 from taqdit.record import installed
+from taqdit.store.digest import read_object
 
 DIGITS = 12  # of a digest, for people
 
@@ -75,10 +75,9 @@ def _stored_inputs(store: Path, name: str, mark: str) -> dict[str, Any] | None:
     """The inputs that a stage's folder names; None if it is not there or cannot be read."""
     path = store / name / mark[:12] / "stage.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        inputs = read_object(path).get("inputs")
     except (OSError, ValueError):
         return None
-    inputs = found.get("inputs") if isinstance(found, dict) else None
     return inputs if isinstance(inputs, dict) else None
 
 

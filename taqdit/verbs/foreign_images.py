@@ -9,76 +9,76 @@ from __future__ import annotations
 import io
 import re
 import stat
-import struct
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from taqdit.errors import CorruptError, InputError
-from taqdit.images import read_picture
+from taqdit import images
+from taqdit.errors import InputError
 from taqdit.prompts import MAX_CHARACTERS, refuse_characters
 from taqdit.store import disk, sha256_hex
 from taqdit.store.digest import parse_object
 
 METADATA = "metadata.jsonl"
-MAX_BYTES = 64 * 2**20  # of metadata.jsonl, and of one picture
-MAX_IMAGES = 1_000_000
-MAX_SIDE = 2_048  # pixels; some 30 MB decoded at most
+MAX_BYTES = 2**24  # of metadata.jsonl
+MAX_IMAGES, MAX_LINE = 100_000, 2**16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.png")
-OWNER = "taqdit"  # the text chunk in which pictures of taqdit name their stage
 
 
 @dataclass(frozen=True)
 class ForeignImages:
-    """A checked folder: the lines of its metadata.jsonl, and the file's bytes."""
+    """A checked folder: the pictures that its metadata.jsonl lists, and that file's bytes."""
 
     folder: Path
-    rows: list[dict[str, Any]]
+    names: list[str]
     text: bytes
 
     @classmethod
     def of(cls, folder: Path) -> ForeignImages:
         """Check a folder. InputError for anything that is not such a data set."""
         path = folder / METADATA
-        text = _content(path)
-        rows = [
-            _row(line, f"{path}, line {number}")
-            for number, line in enumerate(text.split(b"\n"), start=1)
+        text = _content(path, MAX_BYTES)
+        if text.count(b"\n") > MAX_IMAGES:
+            raise InputError(f"{path} has more than {MAX_IMAGES:,} lines")
+        names = [
+            _name(line, f"{path}, line {number}")
+            for number, line in enumerate(io.BytesIO(text), start=1)
             if line.strip()
         ]
-        if not 0 < len(rows) <= MAX_IMAGES:
-            raise InputError(f"{path} lists {len(rows):,} images; allowed are 1 to {MAX_IMAGES:,}")
-        found = cls(folder, rows, text)
+        if not names:
+            raise InputError(f"{path} lists 0 images; allowed are 1 to {MAX_IMAGES:,}")
+        found = cls(folder, names, text)
         found._require_all()
-        for row in rows:
-            _require_picture(folder / row["file_name"])
+        for name in names:
+            _require_picture(folder / name)
         return found
 
     def read(self, name: str, digest: str) -> bytes:
         """The bytes of a picture. InputError if they have changed."""
-        data = _content(self.folder / name)
+        data = _content(self.folder / name, images.MAX_BYTES)
         if sha256_hex(data) != digest:
             raise InputError(f"{self.folder / name} changed while it was read; import it again")
         return data
 
     def _require_all(self) -> None:
         """Each picture is listed once, also where a file system takes a.png and A.png for one."""
-        names = [row["file_name"] for row in self.rows]
-        name, times = Counter(name.lower() for name in names).most_common(1)[0]
+        name, times = Counter(name.lower() for name in self.names).most_common(1)[0]
         if times > 1:
             raise InputError(
                 f"{self.folder / METADATA} lists {name!r} {times} times; once is right"
             )
         with disk.guarded("list", self.folder):
             there = {path.name for path in self.folder.iterdir() if path.suffix.lower() == ".png"}
-        if unlisted := sorted(there - set(names)):
+        if unlisted := sorted(there - set(self.names)):
             raise InputError(
                 f"{self.folder} holds {unlisted[0]!r}, which {METADATA} does not list; add a line"
             )
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
+def _name(line: bytes, where: str) -> str:
+    """The picture that a line describes."""
+    if len(line) > MAX_LINE:
+        raise InputError(f"{where}: it has more than {MAX_LINE:,} bytes")
     try:
         row = parse_object(line)
     except ValueError as error:
@@ -93,36 +93,28 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
     refuse_characters(prompt, where)
     if seed is not None and not (type(seed) is int and 0 <= seed < 2**64):
         raise InputError(f"{where}: seed={str(seed)[:30]} must be an integer in [0, 2^64)")
-    return row
+    return name
 
 
-def _content(path: Path) -> bytes:
-    """The bytes of a regular file (no link, no pipe) of at most MAX_BYTES."""
+def _content(path: Path, most: int) -> bytes:
+    """The bytes of a regular file (no link, no pipe) of at most `most`."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise InputError(f"{path} is not a regular file")
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(most + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read: {reason}") from error
-    if len(content) > MAX_BYTES:
-        raise InputError(f"{path} is larger than {MAX_BYTES:,} bytes")
+    if len(content) > most:
+        raise InputError(f"{path} is larger than {most:,} bytes")
     return content
 
 
 def _require_picture(path: Path) -> None:
     """Refuse what is no PNG of a usual size that decodes to its end, checksums included."""
-    from PIL import Image
-
-    data = _content(path)
-    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
-    if data[12:16] != b"IHDR" or not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
-        raise InputError(f"{path} is no PNG of at most {MAX_SIDE} x {MAX_SIDE} pixels")
+    data = _content(path, images.MAX_BYTES)
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            picture.load()
-            owner = picture.info.get(OWNER)  # one that taqdit made names its stage
-        read_picture(path, owner=owner)  # type: ignore[arg-type]
-    except (OSError, SyntaxError, ValueError, struct.error, CorruptError) as error:
+        images.decoded(data)
+    except ValueError as error:
         raise InputError(f"{path} is not a whole PNG ({error})") from error

@@ -1,41 +1,48 @@
 """What in a store nothing needs: found, and removed so that no run can lose by it.
 
-To be removed, a stage's folder is claimed as whoever renames it claims it, renamed away, and then,
-before anything of it is deleted, the runs are looked at again: a run writes down what it refers to
-before it looks for it, so one that began meanwhile is either seen, and the folder put back, or
-comes after the folder has gone and makes its own.
+Nothing but the order of looking and renaming keeps a run and a removal apart:
+
+- A run writes down what it refers to (`publish_record`), and only then looks for any stage.
+- A removal looks at the runs, renames the folder away, looks at the runs again, and deletes.
+
+A run whose record is there at the first look keeps its stages. One whose record comes between the
+looks is seen at the second, and the folder is put back, unless that run has made its own
+meanwhile, which then stays. One whose record comes later looks after the folder has gone: it finds
+nothing and makes its own. So no stage goes that a run has found, and none comes back over what a
+run has made. A run that looks in the instant between the renamings may find the stage gone under
+its hands: it then ends with a StorageError, has lost nothing, and finds the stage when it is
+started again.
+
+`refresh` and `repair` rename folders too. Each renaming holds the claim beside the folder, and one
+that does not get it leaves the folder alone. A repair moves single files aside, within a folder
+that is renamed as a whole, or finds it gone.
+
+This holds wherever renaming is atomic and a record that was written is seen by whoever lists its
+folder next. A network file system may show other hosts an old list for some seconds.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from taqdit.errors import InputError, TaqditError
-from taqdit.store import Stage, disk
+from taqdit.record import POINTERS
+from taqdit.store import disk
+from taqdit.store.aside import FIRST, REMOVED, claim_of, delete, put_back, rename_away
 from taqdit.store.claim import claim
-from taqdit.store.removal import (
-    REMOVED,
-    claim_of,
-    delete,
-    in_use,
-    is_dead,
-    rename,
-    rename_away,
-    size_of,
-)
-from taqdit.verbs.referred import KNOWN, References, is_mark, is_plain_folder, stages
+from taqdit.store.held import is_held
+from taqdit.survey import KINDS, Survey
+from taqdit.survey.runs import pointed_to, pointers, runs_of
+from taqdit.survey.stages import IMPORTED, is_stage_name, sizes_below, survey_stage
+from taqdit.verbs.referred import is_named, needed
 
-_ASIDE = re.compile(rf"([0-9a-f]{{12}})(?:\.replaced-[0-9]+|{re.escape(REMOVED)}[0-9]+)")
-_BAD = re.compile(r".+\.bad-[0-9]+")
-_LEFTOVER = re.compile(r"\..+\.[0-9]+(?:-[0-9a-f]+)?\.tmp|[^.].*\.claim")
 UNREFERRED = "no run refers to it"
 REPLACED = "replaced by a newer one"
 INTERRUPTED = "left by a removal that was cut off"
 BAD = "moved aside as damaged"
 LEFTOVER = "left by a process that has died"
+DELETED = "its run is gone from the folder that it names"
 
 
 @dataclass(frozen=True)
@@ -48,123 +55,89 @@ class Garbage:
 
 
 @dataclass(frozen=True)
-class Survey:
-    """A store's garbage, what of it is in use by a process, and how much is kept for how many."""
+class Found:
+    """A store's garbage, what of it is in use by a process, and how many stages are kept."""
 
-    found: list[Garbage]
+    garbage: list[Garbage]
     busy: list[Path]
     kept: int
-    references: References
+    there: Survey
 
 
-def survey(outputs: Path) -> Survey:
-    """Look through the store below `outputs`; nothing changes.
-
-    InputError if there is none, CorruptError or StorageError if a run's record cannot be read.
-    """
-    references = References(outputs)
-    store = references.store
-    if not store.is_dir():
-        raise InputError(f"{outputs} has no store; name the output folder of runs")
-    needed = references.needed()
-    found: list[Garbage] = []
-    busy: list[Path] = []
-    for folder in (each for name in KNOWN for each in stages(store, name)):
-        if folder in needed:
-            continue
-        if in_use(folder):
-            busy.append(folder)
-        else:
-            found.append(_garbage(folder, UNREFERRED))
-    gone = {each.path for each in found}
-    found += (each for each in _remnants(store, references) if each.path.parent not in gone)
-    return Survey(found, busy, len(needed), references)
+def find_garbage(store: Path) -> Found:
+    """Look through a store; nothing changes. Errors as `needed`."""
+    there = Survey.of(store)
+    kept = needed(there)
+    free = [each for each in there.stages if each.kind in KINDS and each.folder not in kept]
+    garbage = [_garbage(each.folder, UNREFERRED) for each in free if not each.held]
+    going = {each.path for each in garbage}
+    garbage += [each for each in _remnants(there) if each.path.parent not in going]
+    return Found(garbage, [each.folder for each in free if each.held], len(kept), there)
 
 
-def remove(garbage: Garbage, outputs: Path, seen: References) -> bool:
-    """Remove it; False if it is needed or in use by now, or gone.
-
-    `seen` is what the runs referred to when it was found.
-    """
+def remove(garbage: Garbage, store: Path) -> bool:
+    """Remove it; False if it is needed or in use by now, or gone."""
     path = garbage.path
     if garbage.why == UNREFERRED:
-        return _remove_stage(path, outputs, seen)
+        return _remove_stage(path, store)
     if garbage.why == INTERRUPTED:
-        return _finish(path, References(outputs))
+        return _finish(path, store)
     if garbage.why == LEFTOVER:
         disk.discard_dead(path)
         return not path.exists()
+    if garbage.why == DELETED and pointed_to(path) is not None:
+        return False
     delete(path)
     return True
 
 
-def _remove_stage(folder: Path, outputs: Path, seen: References) -> bool:
+def _remove_stage(folder: Path, store: Path) -> bool:
     with claim(claim_of(folder)) as mine:
-        if not mine or not folder.is_dir() or in_use(folder):
+        if not mine or not folder.is_dir() or survey_stage(folder).held:
             return False
-        now = References(outputs)
-        if now != seen and folder in now.needed():
+        before = Survey.of(store)
+        if folder in needed(before):
             return False
-        away = rename_away(folder)
-        if References(outputs) != now and not folder.exists():
-            rename(away, folder)
+        away = rename_away(folder, REMOVED)
+        if runs_of(store) != [*before.beside] and put_back(away, folder):
             return False
     delete(away)
     return True
 
 
-def _finish(away: Path, references: References) -> bool:
-    """Delete a folder that was renamed away, or put it back if a run refers to it by now."""
+def _finish(away: Path, store: Path) -> bool:
+    """Finish a removal. A folder that is whole is put back, to be judged anew: a run that began
+    when the removal was cut off may refer to it."""
     folder = away.with_name(away.name.partition(REMOVED)[0])
     with claim(claim_of(folder)) as mine:
         if not mine or not away.is_dir():
             return False
-        if references.names(folder) and not folder.exists():
-            rename(away, folder)
-            return False
+        back = (away / FIRST).exists() and put_back(away, folder)
+    if back:
+        return _remove_stage(folder, store)
     delete(away)
     return True
 
 
-def _remnants(store: Path, references: References) -> Iterator[Garbage]:
+def _remnants(there: Survey) -> Iterator[Garbage]:
     """Folders that were replaced or renamed away, damaged files, and what dead processes left."""
-    for root in _listed(store):
-        if not is_plain_folder(root):
-            continue
-        for path in _listed(root):
-            if _ASIDE.fullmatch(path.name) and is_plain_folder(path):
-                if REMOVED in path.name:
-                    yield _garbage(path, INTERRUPTED)
-                elif not references.names(path) and _is_replaced(path):
-                    yield _garbage(path, REPLACED)
-            elif is_mark(path.name) and is_plain_folder(path):
-                yield from _files(path)
-            elif _LEFTOVER.fullmatch(path.name) and is_dead(path):
-                yield _garbage(path, LEFTOVER)
-
-
-def _is_replaced(aside: Path) -> bool:
-    """Whether a complete stage stands in the place of the one that was set aside."""
-    try:
-        return Stage.at(aside.with_name(aside.name.partition(".")[0])).seal_list is not None
-    except TaqditError:
-        return False
-
-
-def _files(folder: Path) -> Iterator[Garbage]:
-    for path in _listed(folder):
-        if path.is_dir():
-            continue
-        if _BAD.fullmatch(path.name):
-            yield _garbage(path, BAD)
-        elif _LEFTOVER.fullmatch(path.name) and is_dead(path):
-            yield _garbage(path, LEFTOVER)
-
-
-def _listed(folder: Path) -> list[Path]:
-    with disk.guarded("list", folder):
-        return sorted(folder.iterdir())
+    complete = {each.folder for each in there.stages if each.seal and not each.problem}
+    for folder in (each.folder for each in there.replaced):
+        if REMOVED in folder.name:
+            yield _garbage(folder, INTERRUPTED)
+        elif folder.with_suffix("") in complete and not is_named(folder, there.beside):
+            yield _garbage(folder, REPLACED)
+    for stage in there.stages:
+        yield from (Garbage(stage.folder / name, size, BAD) for name, size in stage.aside.items())
+        dead = stage.leftovers.items()
+        yield from (Garbage(stage.folder / name, size, LEFTOVER) for name, size in dead)
+    left = [path for kind in (*KINDS, IMPORTED) for path in (there.store / kind).glob("*.claim")]
+    left = [path for path in left if is_stage_name(path.stem)]
+    left += (there.store / POINTERS).glob(".*.tmp")
+    yield from (_garbage(path, LEFTOVER) for path in sorted(left) if not is_held(path))
+    yield from (_garbage(p, DELETED) for p in pointers(there.store) if pointed_to(p) is None)
 
 
 def _garbage(path: Path, why: str) -> Garbage:
-    return Garbage(path, size_of(path), why)
+    sizes = sizes_below(path)
+    return Garbage(path, sum(sizes.values()), why)

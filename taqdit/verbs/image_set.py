@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from taqdit import images
 from taqdit.errors import CorruptError, InputError, StorageError
 from taqdit.store import Stage, sha256_hex
-from taqdit.trajectory import KIND, shard_name
-from taqdit.verbs.records import (
+from taqdit.survey.runs import (
+    MOST_TRAJECTORIES,
+    RunFound,
     images_asked,
-    marks_of,
     read_record,
-    run_folders,
+    runs_of,
     trajectories_asked,
 )
+from taqdit.survey.stages import is_stage_name
+from taqdit.trajectory import KIND, shard_name
 
 TRAJECTORIES = "trajectories"
-_NUMBER = re.compile(r"([0-9]{6,})\.(?:safetensors|png)")
+_NUMBER = re.compile(r"([0-9]{6,7})\.(?:safetensors|png)")
 _SETTINGS = ("prompts", "num_steps", "cfg_scale", "seed", "batch_size", "latent_shape", "shift")
 
 
@@ -55,9 +57,9 @@ class ImageSet:
     def of_run(cls, folder: Path) -> ImageSet:
         """What a run asked for, finished or not. InputError if it has no trajectories."""
         record = read_record(folder)
-        mark = marks_of(record).get(TRAJECTORIES)
+        mark = record["stages"].get(TRAJECTORIES)
         store = folder / record["store"]
-        stage = Stage.find(store, TRAJECTORIES, mark) if mark else None
+        stage = Stage.find(store, TRAJECTORIES, str(mark)) if mark else None
         if stage is None:
             raise InputError(f"the run {folder} has no stored stage {TRAJECTORIES} in {store}")
         return cls._of(stage, trajectories_asked(record), images_asked(record))
@@ -67,10 +69,11 @@ class ImageSet:
         """All that a stage's folder is to hold: what any of its files, and any run that refers to
         it, counts up to. InputError if it is no stage of trajectories."""
         stage = Stage.at(folder)
-        owners = list(_owners(stage))
-        there = [int(match[1]) + 1 for match in map(_NUMBER.fullmatch, _named(stage)) if match]
-        asked = [trajectories_asked(each) for each in owners]
-        pictures = bool(stage.names(".png")) or any(map(images_asked, owners))
+        owners = _owners(stage)
+        sealed = stage.seal_list or {}
+        there = [number + 1 for number in _numbers([*stage.names(), *sealed])]
+        asked = [run.trajectories for run in owners]
+        pictures = bool(stage.names(".png")) or any(run.images for run in owners)
         return cls._of(stage, max([*there, *asked], default=0), pictures)
 
     @classmethod
@@ -80,11 +83,18 @@ class ImageSet:
             raise InputError(f"{stage.folder} is no stage of trajectories: no {lacking[0]} in it")
         return cls(stage, settings, count, pictures)
 
+    @cached_property
+    def _listed(self) -> set[int]:
+        """The trajectories of which there is a shard: a run may have asked for many more."""
+        return set(_numbers(self.stage.names(".safetensors")))
+
     def entry(self, index: int) -> Entry:
         """One trajectory, once its shard (and its picture, if it is to have one) is verified.
 
         CorruptError for a damaged one, StorageError for one that is not there.
         """
+        if index not in self._listed:
+            raise StorageError(f"{self.stage.path(shard_name(index))} is not there")
         shard = self.stage.read(shard_name(index), kind=KIND, index=index)
         if self.pictures:
             self.picture(index)
@@ -146,16 +156,15 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(words[:8]) + (" .." if len(words) > 8 else "")
 
 
-def _owners(stage: Stage) -> Iterator[dict[str, Any]]:
-    """The records of the runs beside the store that refer to the stage, as far as legible."""
-    outputs = stage.folder.parent.parent.parent
-    for run in [*run_folders(outputs / "runs"), *run_folders(outputs / "sweeps")]:
-        with suppress(CorruptError):
-            record = read_record(run)
-            if marks_of(record).get(TRAJECTORIES) == stage.fingerprint:
-                yield record
+def _owners(stage: Stage) -> list[RunFound]:
+    """The runs that refer to the stage, if it lies in a store, as far as they are legible."""
+    root = stage.folder.parent
+    in_store = root.name == TRAJECTORIES and is_stage_name(stage.folder.name)
+    runs = runs_of(root.parent) if in_store else []
+    return [run for run in runs if run.stages.get(TRAJECTORIES) == stage.fingerprint]
 
 
-def _named(stage: Stage) -> list[str]:
-    """The files that there are, and those that were when the stage was sealed."""
-    return [*stage.names(), *(stage.seal_list or {})]
+def _numbers(names: Iterable[str]) -> Iterator[int]:
+    """Of the trajectories that files belong to."""
+    found = (int(match[1]) for match in map(_NUMBER.fullmatch, names) if match)
+    return (number for number in found if number < MOST_TRAJECTORIES)

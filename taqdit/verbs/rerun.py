@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from taqdit import config as configuration
+from taqdit import plain_yaml
 from taqdit.config.build import plain
 from taqdit.errors import ConfigError, CorruptError, InputError
+from taqdit.store.digest import read_object
 from taqdit.tracking.secrets import mask_secrets
 from taqdit.verbs.arguments import Arguments
 from taqdit.verbs.differences import differences
@@ -79,15 +78,13 @@ def prepare(arguments: Sequence[str]) -> Rerun:
 def _record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_object(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder} is no run's folder: it has no {path.name}") from error
     except (OSError, ValueError) as error:
         raise CorruptError(f"{path} cannot be read as JSON ({error})") from error
     needed = {"config": dict, "choices": dict, "store": str, "stages": dict, "versions": dict}
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(key), kind) for key, kind in needed.items()
-    ):
+    if not all(isinstance(found.get(key), kind) for key, kind in needed.items()):
         raise CorruptError(f"{path} is no record of a run; it must hold {', '.join(needed)}")
     return found
 
@@ -97,7 +94,7 @@ def _base(folder: Path, record: Mapping[str, Any]) -> tuple[list[str], _Composed
     options = [f"{group}={choice}" for group, choice in record["choices"].items()]
     written = _overrides(folder / ".hydra" / "overrides.yaml")
     for overrides in [options] if written is None else [written, options]:
-        kept = [each for each in overrides if _root(each) not in NOT_REPEATED]
+        kept = [e for e in overrides if _root(e) not in NOT_REPEATED and not hides(e)]
         try:
             return kept, _Composed.of(kept)
         except ConfigError as error:
@@ -107,8 +104,8 @@ def _base(folder: Path, record: Mapping[str, Any]) -> tuple[list[str], _Composed
 
 def _overrides(path: Path) -> list[str] | None:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        found = plain_yaml.read(path)
+    except (OSError, ValueError):
         return None
     return [str(each) for each in found] if isinstance(found, list) else None
 

@@ -35,9 +35,7 @@ def store(arguments: Sequence[str]) -> int:
 def about() -> str:
     """The sub-verbs, each with the first line of what it does."""
     lines = [f"  {name:<10}{_first_line(verb)}" for name, verb in SUBVERBS.items()]
-    head = (
-        "usage: taqdit store WORD [options] [FOLDER]    (FOLDER: the output folder, or its store)"
-    )
+    head = "usage: taqdit store WORD [options] [FOLDER]"
     return "\n".join([head, "", *lines, "", "See taqdit store WORD --help."])
 
 

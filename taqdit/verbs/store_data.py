@@ -10,12 +10,13 @@ from typing import Any
 from taqdit import config
 from taqdit.errors import ConfigError, InputError
 from taqdit.images import picture_name
-from taqdit.record import relative
+from taqdit.record import RECORD, relative
 from taqdit.store import make_folder, publish_json
+from taqdit.survey import find_store
+from taqdit.survey.stages import stages_of
 from taqdit.trajectory import shard_name
 from taqdit.verbs.arguments import Arguments
 from taqdit.verbs.image_set import TRAJECTORIES, ImageSet, lacks
-from taqdit.verbs.records import RECORD
 from taqdit.verbs.store_export import FORMATS, export_run
 
 MANIFEST = "manifest.json"
@@ -117,10 +118,10 @@ def _image_set(folder: Path) -> ImageSet:
 
 
 def _all_stages() -> list[Path]:
-    root = Path(config.compose_config().output_dir) / "store" / TRAJECTORIES
-    found = sorted(path for path in root.glob("*") if len(path.name) == 12)
+    store = find_store(Path(config.compose_config().output_dir))
+    found = [each.folder for each in stages_of(store) if each.kind == TRAJECTORIES]
     if not found:
-        raise InputError(f"{root} holds no trajectories; name a run's folder")
+        raise InputError(f"{store} holds no trajectories; name a run's folder")
     return found
 
 

@@ -18,9 +18,9 @@ from taqdit import images, npz
 from taqdit.errors import CorruptError, InputError, StorageError
 from taqdit.runs import open_run
 from taqdit.store import disk, make_folder, publish_bytes, sha256_file
+from taqdit.survey.runs import read_record
 from taqdit.trajectory import read_trajectory
 from taqdit.verbs.image_set import Entry, ImageSet, lacks
-from taqdit.verbs.records import read_record
 
 FORMATS = ("images", "npz", "latents")
 METADATA = "metadata.jsonl"

@@ -3,67 +3,65 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from taqdit import config
 from taqdit.errors import ConfigError
 from taqdit.preflight import size
-from taqdit.verbs.arguments import Arguments
-from taqdit.verbs.garbage import Survey, remove, survey
+from taqdit.survey import find_store
+from taqdit.survey.words import counted
+from taqdit.verbs.garbage import Found, Garbage, find_garbage, remove
+from taqdit.verbs.store_look import notes, parser, tell
 
 
 def gc(arguments: Sequence[str]) -> int:
-    """List what no run refers to, ask, and remove it.
+    """Remove what no run refers to; lists it and asks first.
 
-    ConfigError where nobody can be asked and --yes is not given; as `survey` otherwise.
+    ConfigError where nobody can be asked and --yes is not given; as `find_garbage` otherwise.
     """
-    parser = Arguments("store gc", "Remove from the store what no run in the output folder needs.")
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        type=Path,
-        metavar="FOLDER",
-        help="an output folder (default: the configured output_dir); runs that were given a folder"
-        " elsewhere are not seen",
+    found = parser(
+        "gc",
+        "List what no run refers to, ask, and remove it. A run counts while its folder lies where"
+        " it was made, or below the output folder.",
     )
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--dry-run", action="store_true", help="only list")
-    given = parser.parse_args(list(arguments))
-    outputs = given.folder or Path(config.compose_config().output_dir)
-    found = survey(outputs)
-    print(_described(found, outputs / "store"), flush=True)
-    if given.dry_run or not found.found:
+    found.add_argument("--yes", action="store_true", help="do not ask")
+    found.add_argument("--dry-run", action="store_true", help="only list")
+    given = found.parse_args(list(arguments))
+    store = find_store(given.folder or Path(config.compose_config().output_dir))
+    there = find_garbage(store)
+    for line in _described(there):
+        tell(line)
+    if given.dry_run or not there.garbage:
         return 0
     if not given.yes and not _agreed():
-        print("nothing was removed")
+        tell("nothing was removed")
         return 0
-    gone = [each for each in found.found if remove(each, outputs, found.references)]
-    print(f"removed       {size(sum(each.size for each in gone))} in {len(gone)} places")
-    for each in found.found:
-        if each not in gone:
-            print(f"left          {each.path}: in use or referred to by now, or gone")
+    left = [each for each in there.garbage if not remove(each, store)]
+    gone = [each for each in there.garbage if each not in left]
+    tell(f"{'removed':<14}{_told(gone)}")
+    for each in left:
+        tell(f"{'left':<14}{each.path}: in use or referred to by now, or gone")
     return 0
 
 
-def _described(found: Survey, store: Path) -> str:
-    lines = [
-        f"{each.path.relative_to(store)!s:<44} {size(each.size):>10}  {each.why}"
-        for each in found.found
-    ]
-    lines += [
-        f"{path.relative_to(store)!s:<44} {'':>10}  in use: left alone" for path in found.busy
-    ]
-    total = size(sum(each.size for each in found.found))
-    lines.append(f"to remove     {total} in {len(found.found)} places of {store}")
-    lines.append(f"kept          {found.kept} stages; looked at {found.references.runs} run(s)")
-    if found.found:
-        lines.append(
-            "runs with a folder elsewhere (hydra.run.dir) are not seen; theirs is listed too"
-        )
-    if not found.references.runs:
-        lines.append("there is not one run beside this store: nothing refers to anything in it")
-    return "\n".join(lines)
+def _described(found: Found) -> Iterator[str]:
+    store = found.there.store
+    for each in found.garbage:
+        yield f"{size(each.size):>11}  {each.path.relative_to(store)}: {each.why}"
+    for path in found.busy:
+        yield f"{'':>11}  {path.relative_to(store)}: in use, left alone"
+    runs = found.there.beside
+    nothing = f"nothing to remove from {store}"
+    yield f"{'to remove':<14}{_told(found.garbage)} of {store}" if found.garbage else nothing
+    yield f"{'kept':<14}{counted(found.kept, 'stage')} for {counted(len(runs), 'run')}"
+    yield from notes(runs)
+    if not runs:
+        yield "there is not one run beside this store: nothing refers to anything in it"
+
+
+def _told(garbage: Sequence[Garbage]) -> str:
+    return f"{size(sum(each.size for each in garbage))} in {counted(len(garbage), 'place')}"
 
 
 def _agreed() -> bool:

@@ -88,7 +88,7 @@ def _described(source: Path) -> tuple[str, dict[str, Any]]:
 def _images(source: Path, store: Path) -> list[str]:
     """Take a folder of PNGs in; what to say about it."""
     found = ForeignImages.of(source)
-    digests = [[row["file_name"], sha256_file(source / row["file_name"])] for row in found.rows]
+    digests = [[name, sha256_file(source / name)] for name in found.names]
     inputs: dict[str, Any] = {
         "kind": "images",
         "file": METADATA,

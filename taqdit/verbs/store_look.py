@@ -11,12 +11,13 @@ from taqdit import config
 from taqdit.errors import CorruptError
 from taqdit.preflight import size
 from taqdit.record import relative
-from taqdit.survey import Checked, Finding, Survey, Surveyed, find_store
+from taqdit.survey import Checked, Finding, RunFound, Survey, Surveyed, find_store
 from taqdit.survey import verify as verify_stages
 from taqdit.survey.usage import Usage, usage
-from taqdit.survey.words import made_of, words
+from taqdit.survey.words import counted, made_of, words
 from taqdit.verbs.arguments import Arguments
 
+STAGE_HELP = "only this kind of stage (statistics), or this folder or the beginning of its name"
 SCHEMA = 1  # of the JSON: raise it when a key changes its meaning or goes
 
 
@@ -41,6 +42,13 @@ def survey(folder: Path | None) -> Survey:
 def tell(text: str) -> None:
     """Print a line; what is no printable character (names of files may hold any) as its escape."""
     print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), flush=True)
+
+
+def notes(runs: Sequence[RunFound]) -> list[str]:
+    """What runs cannot be read or reached, in a few lines."""
+    found = [run.note for run in runs if run.note]
+    more = [f"and {len(found) - 8} more: taqdit store ls --json names them"] if found[8:] else []
+    return [*found[:8], *more]
 
 
 def ls(arguments: Sequence[str]) -> int:
@@ -73,16 +81,18 @@ def du(arguments: Sequence[str]) -> int:
 def verify(arguments: Sequence[str]) -> int:
     """Read and check every file; exit code 5 if one is corrupt."""
     found = parser(
-        "verify", "Check digests, numbers, shapes and counts of a store. Changes nothing."
+        "verify",
+        "Check digests, numbers, shapes and counts of a store. Changes nothing; the exit code is 5"
+        " if something is corrupt.",
     )
     _add_json(found)
-    found.add_argument("--stage", metavar="NAME", help="a kind of stage, or the name of a folder")
+    found.add_argument("--stage", metavar="NAME", help=STAGE_HELP)
     given = found.parse_args(list(arguments))
     there = survey(given.folder)
-    checked = []
+    chosen, checked = there.chosen(given.stage), []
     if not given.json:
         tell(f"{'STAGE':<28}{'STATE':<16}{'FILES':>7}{'SIZE':>11}{'CORRUPT':>9}{'WARNINGS':>10}")
-    for each in verify_stages(there.chosen(given.stage)):
+    for each in verify_stages(chosen):
         checked.append(each)
         if not given.json:
             tell(_row(each))
@@ -100,9 +110,9 @@ def listing(there: Survey) -> dict[str, Any]:
         "store": str(there.store),
         "runs": len(there.runs),
         "unreadable_runs": [
-            {"run": _below(there, run.folder), "problem": run.problem}
+            {"run": _below(there, run.folder), "problem": run.note}
             for run in there.runs
-            if run.problem
+            if run.note
         ],
         "stages": [_stage(there, stage) for stage in there.stages],
         "replaced": [
@@ -169,8 +179,9 @@ def _stage(there: Survey, stage: Surveyed) -> dict[str, Any]:
 
 
 def _below(there: Survey, folder: Path) -> str:
-    """A run's folder as seen from the output folder."""
-    return relative(folder, there.store.parent)
+    """A run's folder as seen from the output folder; one that lies elsewhere in full."""
+    outputs = there.store.parent.resolve()
+    return relative(folder, outputs) if outputs in folder.resolve().parents else str(folder)
 
 
 def _print_listing(there: Survey) -> None:
@@ -178,7 +189,7 @@ def _print_listing(there: Survey) -> None:
         tell(f"the store {there.store} is empty")
     backends = list(dict.fromkeys(map(_backends, filter(_made, there.stages))))
     for stage in there.stages:
-        count = _counted(stage.units, stage.unit)
+        count = counted(stage.units, stage.unit)
         tell(f"{stage.name:<28}{stage.state:<16}{count:<18}{size(stage.bytes):>9}  {words(stage)}")
         if stage.problem:
             tell(f"    damaged: {stage.problem}")
@@ -189,9 +200,8 @@ def _print_listing(there: Survey) -> None:
             tell(f"    made on {_backends(stage)}")
     for each in there.replaced:
         tell(f"{each.name:<28}{'replaced':<16}{f'{each.files} files':<18}{size(each.bytes):>9}")
-    for run in there.runs:
-        if run.problem:
-            tell(f"{_below(there, run.folder)}: {run.problem}")
+    for line in notes(there.runs):
+        tell(line)
     if len(backends) == 1:
         tell(f"made on {backends[0]}")
 
@@ -208,7 +218,7 @@ def _backends(stage: Surveyed) -> str:
 def _used(there: Survey, stage: Surveyed) -> str:
     runs = there.references(stage)
     last = f", the last {_below(there, runs[-1].folder)}" if runs else ""
-    return f"{_counted(len(runs), 'run')}{last}"
+    return f"{counted(len(runs), 'run')}{last}"
 
 
 def _beside(stage: Surveyed) -> str:
@@ -219,17 +229,17 @@ def _beside(stage: Surveyed) -> str:
 def _print_usage(there: Survey, spent: Usage) -> None:
     tell(f"{size(spent.bytes):>11}  {there.store}")
     for kind, share in spent.stages.items():
-        what = f"{kind}, {_counted(share.folders, 'folder')}, {_counted(share.files, 'file')}"
+        what = f"{kind}, {counted(share.folders, 'folder')}, {counted(share.files, 'file')}"
         tell(f"{size(share.bytes):>11}  {what}")
         for folder, part in spent.folders.items() if share.folders > 1 else ():
             if folder.startswith(f"{kind}/"):
-                tell(f"{size(part.bytes):>11}    {folder}, {_counted(part.files, 'file')}")
+                tell(f"{size(part.bytes):>11}    {folder}, {counted(part.files, 'file')}")
     if spent.working.files:
-        what = f"of it checkpoints and parts, {_counted(spent.working.files, 'file')}"
+        what = f"of it checkpoints and parts, {counted(spent.working.files, 'file')}"
         tell(f"{size(spent.working.bytes):>11}  {what}")
     for name, share in spent.beside.items():
         if share.files:
-            tell(f"{size(share.bytes):>11}  {name}, {_counted(share.files, 'file')}")
+            tell(f"{size(share.bytes):>11}  {name}, {counted(share.files, 'file')}")
 
 
 def _row(each: Checked) -> str:
@@ -246,7 +256,9 @@ def _print_verdict(there: Survey, checked: Sequence[Checked]) -> None:
         tell(f"{finding.severity:<9}{finding}")
     corrupt, warnings = (sum(map(len, each)) for each in _columns(checked))
     files, read = sum(each.files for each in checked), sum(each.bytes for each in checked)
-    tell(f"{_counted(files, 'file')}, {size(read)}: {corrupt} corrupt, {warnings} warnings")
+    tell(
+        f"{counted(files, 'file')}, {size(read)}: {corrupt} corrupt, {counted(warnings, 'warning')}"
+    )
     if corrupt:
         tell(f"mend it: taqdit store repair {there.store.parent}")
 
@@ -255,18 +267,13 @@ def _columns(checked: Sequence[Checked]) -> Iterable[list[list[Finding]]]:
     return [each.corrupt for each in checked], [each.warnings for each in checked]
 
 
-def _counted(count: int, name: str) -> str:
-    return f"{count} {_plural(name, count)}"
-
-
-def _plural(name: str, count: int) -> str:
-    if count == 1:
-        return name
-    return f"{name[:-1]}ies" if name.endswith("ory") else f"{name}s"
-
-
 def _add_json(found: Arguments) -> None:
-    found.add_argument("--json", action="store_true", help="print JSON, for programs")
+    found.add_argument(
+        "--json",
+        action="store_true",
+        help=f"print one JSON object, for programs: its keys keep their meaning while schema is"
+        f" {SCHEMA}",
+    )
 
 
 def _print_json(value: object) -> None:

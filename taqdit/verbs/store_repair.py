@@ -10,13 +10,17 @@ from taqdit.errors import StorageError
 from taqdit.survey import Repaired, Survey, Surveyed, verify
 from taqdit.survey import repair as repair_stages
 from taqdit.survey.repairing import LEFT
-from taqdit.verbs.store_look import parser, survey, tell
+from taqdit.verbs.store_look import STAGE_HELP, parser, survey, tell
 
 
 def repair(arguments: Sequence[str]) -> int:
     """Move what is corrupt aside, so that the next run makes it again; deletes nothing."""
-    found = parser("repair", "Verify a store, and move what is corrupt aside. Deletes nothing.")
-    found.add_argument("--stage", metavar="NAME", help="a kind of stage, or the name of a folder")
+    found = parser(
+        "repair",
+        "Verify a store, and move what is corrupt aside, for the next run to make it again. Deletes"
+        " nothing; the exit code is 4 if something had to be left alone.",
+    )
+    found.add_argument("--stage", metavar="NAME", help=STAGE_HELP)
     found.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
     given = found.parse_args(list(arguments))
     there = survey(given.folder)
@@ -63,12 +67,13 @@ def commands(there: Survey, stages: Iterable[Surveyed]) -> list[str]:
     chosen: dict[str, None] = {}
     orphans = []
     for stage in stages:
-        runs = there.references(stage)
+        referring = there.references(stage)
+        runs = [run for run in referring if run.pointer is None]
         if not runs:
-            orphans.append(stage.name)
+            why = "its runs cannot be reached" if referring else "no run refers to it"
+            orphans.append(f"the command that made {stage.name} ({why})")
             continue
         most = max(run.trajectories for run in runs)
         best = [run for run in runs if run.trajectories == most][-1]
         chosen[f"taqdit rerun {shlex.quote(str(best.folder))}"] = None
-    told = [f"the command that made {name} (no run refers to it)" for name in orphans]
-    return [*chosen, *told]
+    return [*chosen, *orphans]

@@ -1,24 +1,31 @@
-"""A small stage to build, disks that fail at a chosen operation, and a model of power loss."""
+"""A small stage to build, what is wrong with it after a fault, and disks that fail when told."""
 
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import product
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 import numpy as np
 
-from taqdit.store import Stage, disk, write_shard
+from taqdit.errors import TaqditError
+from taqdit.store import Stage, disk, verify_shard, write_shard
+from taqdit.store.digest import read_stamped
 from taqdit.store.disk import Disk
 
 FINGERPRINT = "ab" * 32
 BACKEND = {"device": "cpu", "mlx": "0.32.4"}
 UNITS = 3
+Problems = Iterator[list[str]]  # what is wrong, for each trial
 
 
 def unit_name(index: int) -> str:
     return f"{index:06d}.safetensors"
+
+
+SHARDS = [unit_name(index) for index in range(UNITS)]
 
 
 def tensors(index: int) -> dict[str, np.ndarray]:
@@ -130,116 +137,64 @@ class DyingDisk(FaultyDisk):
 
 
 class FailingDisk(FaultyDisk):
-    def __init__(self, at: int, error: BaseException) -> None:
+    """Raises the error at operation `at`, and at as many as make it `times`."""
+
+    def __init__(self, at: int, error: BaseException, *, times: int = 1) -> None:
         super().__init__(at)
-        self.error = error
+        self.error, self.end = error, at + times
 
     def step(self) -> None:
-        if self.count == self.at:
+        if self.at <= self.count < self.end:
             raise self.error
 
 
-class PowerDisk(QuickDisk):
-    """Records what happens in one folder."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, str, object]] = []
-
-    def record(self, operation: str, name: str, value: object = None) -> None:
-        self.events.append((operation, name, value))
-
-    def open_exclusive(self, path: Path) -> BinaryIO:
-        self.record("create", path.name)
-        return super().open_exclusive(path)
-
-    def write(self, file: BinaryIO, write: Callable[[BinaryIO], object]) -> None:
-        super().write(file, write)
-        self.record("write", Path(file.name).name, Path(file.name).read_bytes())
-
-    def sync(self, file: BinaryIO) -> None:
-        self.record("sync", Path(file.name).name)
-
-    def replace(self, source: Path, target: Path) -> None:
-        super().replace(source, target)
-        self.record("replace", source.name, target.name)
-
-    def sync_dir(self, folder: Path) -> None:
-        self.record("sync_dir", folder.name)
-
-    def unlink(self, path: Path) -> None:
-        super().unlink(path)
-        self.record("unlink", path.name)
-
-    def adopt(self, folder: Path) -> None:
-        """What is in the folder already is durable."""
-        for path in folder.iterdir():
-            self.record("create", path.name)
-            self.record("write", path.name, path.read_bytes())
-            self.record("sync", path.name)
-        self.record("sync_dir", folder.name)
-
-    def acknowledge(self, name: str) -> None:
-        self.record("acknowledge", name)
+# --- what is wrong after a fault ---
 
 
-State = tuple[frozenset[tuple[str, bytes]], frozenset[str]]
+@cache
+def reference() -> dict[str, bytes]:
+    """The files of an undisturbed run."""
+    with TemporaryDirectory() as folder:
+        return contents(build(Path(folder)))
 
 
-def crash_states(
-    events: list[tuple[str, str, object]], folder: str, begin: int = 0
-) -> Iterator[State]:
-    """Every (folder contents, acknowledged names) that a power cut may leave, after SQLite's
-    test6: cut after each event from `begin` on; of what was not synced, any subset of the changes
-    to the folder (of the last six) is there, and the data is whole, half, zeros or nothing."""
-    seen = set()
-    for end in range(begin, len(events) + 1):
-        for state in _states_after(events[:end], folder):
-            if state not in seen:
-                seen.add(state)
-                yield state
+def nothing(root: Path) -> None:
+    """Start from an empty folder."""
 
 
-def _states_after(events: list[tuple[str, str, object]], folder: str) -> Iterator[State]:
-    files: list[dict] = []
-    open_files: dict[str, int] = {}
-    durable: dict[str, int] = {}
-    pending: list[tuple[str, str, int | None]] = []
-    acknowledged = set()
-    for operation, name, value in events:
-        if operation == "create":
-            open_files[name] = len(files)
-            files.append({"data": b"", "synced": True})
-            pending.append(("", name, open_files[name]))
-        elif operation == "write":
-            files[open_files[name]] = {"data": value, "synced": False}
-        elif operation == "sync":
-            files[open_files[name]]["synced"] = True
-        elif operation == "replace":
-            open_files[str(value)] = open_files[name]
-            pending.append((name, str(value), open_files[name]))
-        elif operation == "unlink":
-            pending.append((name, "", None))
-        elif operation == "sync_dir" and name == folder:
-            durable = _applied(durable, pending)
-            pending = []
-        elif operation == "acknowledge":
-            acknowledged.add(name)
-    for chosen in product((False, True), repeat=min(len(pending), 6)):
-        some = [change for change, there in zip(pending[-6:], chosen, strict=True) if there]
-        entries = _applied(durable, some)
-        for variant in product(*(_variants(files[number]) for number in entries.values())):
-            yield frozenset(zip(entries, variant, strict=True)), frozenset(acknowledged)
+def finished_with_one_corrupt_shard(root: Path) -> None:
+    """Start from a finished stage in which one bit is wrong."""
+    damage(build(root).path(unit_name(1)))
 
 
-def _applied(entries: dict[str, int], changes: list[tuple[str, str, int | None]]) -> dict[str, int]:
-    entries = dict(entries)
-    for old, new, number in changes:
-        entries.pop(old, None)
-        if new and number is not None:
-            entries[new] = number
-    return entries
+def damage(path: Path) -> None:
+    """Make one bit of a file wrong."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
 
 
-def _variants(file: dict) -> set[bytes]:
-    data = file["data"]
-    return {data} if file["synced"] else {data, data[: len(data) // 2], bytes(len(data)), b""}
+def unfit(root: Path) -> list[str]:
+    """What has its final name and does not verify."""
+    shards = [path for path in root.glob("**/*.safetensors") if not path.name.startswith(".")]
+    bad = []
+    for path in [*shards, *root.glob("**/*.json")]:
+        try:
+            (verify_shard if path in shards else read_stamped)(path)
+        except TaqditError as error:
+            bad.append(str(error))
+    return bad
+
+
+def unlike_the_reference(root: Path) -> list[str]:
+    """What is wrong after running again."""
+    with using(QuickDisk()):
+        try:
+            found = contents(build(root))
+        except TaqditError as error:
+            return [str(error)]
+    return [f"{name} differs" for name in found | reference() if not _same(name, found)]
+
+
+def _same(name: str, found: dict[str, bytes]) -> bool:
+    return found.get(name) == reference().get(name)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from store_checks import no_locks
+from company_checks import no_locks
 from store_lab import FaultyDisk, QuickDisk, build, contents, open_stage
 
 from taqdit.store import disk

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from conftest import ANALYTIC
+from ledger import shows
 
 CASES = [
     ("unknown option", ["sampler=eulr"], 2, ["eulr", "euler", "heun"]),
@@ -84,6 +85,9 @@ def test_prompt_files(taqdit, tmp_path, content, words):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@shows(
+    "P8", "the command whose model gives NaN, nothing traced: exit 6, one line names it", trials=1
+)
 def test_nan_names_step_trajectory_and_prompt(taqdit, tmp_path):
     done = taqdit(*ANALYTIC, "model._target_=analytic.poisoned")
     assert done.returncode == 6
@@ -117,6 +121,7 @@ def test_a_foreign_npz_with_a_pickle_in_it(taqdit, tmp_path):
     assert "prompts" in line
 
 
+@shows("P3", "too little room for what is asked: exit 4 before the first forward", trials=1)
 def test_a_full_disk_is_refused_before_the_first_forward(taqdit, tmp_path):
     """The environment makes the disk look small (tests/plugins/sitecustomize.py)."""
     done = taqdit(*ANALYTIC, TAQDIT_TEST_FREE_BYTES="1000000")
@@ -125,6 +130,7 @@ def test_a_full_disk_is_refused_before_the_first_forward(taqdit, tmp_path):
     assert not (tmp_path / "outputs" / "store").exists()
 
 
+@shows("P3", "a whole run that finds no room for a shard: exit 4, then it goes on", trials=1)
 def test_a_disk_that_fills_up_keeps_what_is_published(taqdit, tmp_path):
     """No room for the third trajectory: exit 4, no partial file; with room, it goes on.
 
@@ -144,6 +150,7 @@ def test_a_disk_that_fills_up_keeps_what_is_published(taqdit, tmp_path):
     assert f"{6 - len(there)} made, {len(there)} reused" in done.stdout
 
 
+@shows("P4", "a whole run that finds a shard with a wrong bit: named, it alone is redone", trials=1)
 def test_a_corrupt_shard_is_named_moved_aside_and_redone(taqdit, tmp_path):
     assert taqdit(*ANALYTIC).returncode == 0
     (shard,) = tmp_path.glob("outputs/store/trajectories/*/000003.safetensors")

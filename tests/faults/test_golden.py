@@ -6,6 +6,7 @@ After a change of the embedded model, make the file anew:
     PYTHONPATH=tests .venv/bin/python tests/faults/test_golden.py
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from ledger import shows
 
+TESTS = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).with_name("golden_latents.npy")
 TEXTS = ("a large red circle at the center on a white background", "a small blue ring at the top")
 STEPS, KEPT = 6, (3, 6)  # model evaluations; the latents that are compared
@@ -64,7 +66,7 @@ def test_another_blas_gives_the_same_within_the_tolerance():
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).parent,
-        env={"TAQDIT_BLAS": "0", "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={"TAQDIT_BLAS": "0", "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent)))},
         capture_output=True,
         text=True,
         check=False,

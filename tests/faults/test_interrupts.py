@@ -136,7 +136,9 @@ def test_an_interrupt_ends_a_run_within_a_step_many_times(tmp_path, reference):
     return interrupt_again_and_again(tmp_path, reference, stores=10)
 
 
-@shows("P7", "a second Ctrl-C up to 0.2 s after the first: the store is safe all the same")
+@shows(
+    "P7", "whole runs, a second Ctrl-C up to 0.2 s after the first: then the uninterrupted store"
+)
 def test_a_second_interrupt_is_safe(tmp_path, reference):
     store, dice = Store(tmp_path / "store"), random.Random(0)
     done = 0

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
 
+import company_checks
+import damage_checks
+import disk_checks
 import pytest
-import store_checks as checks
+import store_lab
 import test_store_claim
 from ledger import shows
 
@@ -50,7 +53,7 @@ def changed(function: object, old: str, new: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old` becomes `new` in `function`, which `check` has to notice: a check of store_checks,
+    """`old` becomes `new` in `function`, which `check` has to notice: a check of this folder,
     or the name of a test of another file."""
 
     function: object
@@ -95,15 +98,15 @@ def arguments(
 PUBLISH, OPEN = disk.publish, disk.Disk.open_exclusive
 MUTATIONS = [
     # publishing
-    Mutation(PUBLISH, "current.sync(file)", "pass", checks.power_loss),
-    Mutation(PUBLISH, "current.sync_dir(path.parent)", "pass", checks.power_loss),
-    Mutation(PUBLISH, "current.unlink(temporary)", "pass", checks.leftovers),
-    Mutation(PUBLISH, "except BaseException:", "except Exception:", checks.interrupts),
+    Mutation(PUBLISH, "current.sync(file)", "pass", disk_checks.power_loss),
+    Mutation(PUBLISH, "current.sync_dir(path.parent)", "pass", disk_checks.power_loss),
+    Mutation(PUBLISH, "current.unlink(temporary)", "pass", disk_checks.leftovers),
+    Mutation(PUBLISH, "except BaseException:", "except Exception:", disk_checks.interrupts),
     Mutation(
         PUBLISH,
         'path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")',
         "path",
-        checks.deaths,
+        disk_checks.deaths,
     ),
     Mutation(
         PUBLISH,
@@ -111,8 +114,8 @@ MUTATIONS = [
         "pass",
         "test_store.test_publish_wants_twice_the_room",
     ),
-    Mutation(OPEN, 'path.open("xb")', 'path.open("wb")', checks.two_at_one_file),
-    Mutation(OPEN, 'path.open("xb")', 'path.open("xb", buffering=0)', checks.quotas),
+    Mutation(OPEN, 'path.open("xb")', 'path.open("wb")', company_checks.two_at_one_file),
+    Mutation(OPEN, 'path.open("xb")', 'path.open("xb", buffering=0)', disk_checks.quotas),
     Mutation(
         OPEN, "hold(file)", "pass", "test_store_stage.test_opening_clears_dead_writers_files_only"
     ),
@@ -122,11 +125,11 @@ MUTATIONS = [
         "if True:",
         "test_store.test_a_file_swept_away_before_its_lock_is_made_again",
     ),
-    Mutation(OPEN, "discard_dead(path)", "pass", checks.dead_writers_file),
-    Mutation(disk.Disk.write, "file.flush()", "pass", checks.power_loss),
-    Mutation(disk.Disk.sync, "_sync(file.fileno())", "pass", checks.asks_to_sync),
-    Mutation(disk.Disk.sync_dir, "_sync(descriptor)", "pass", checks.asks_to_sync),
-    Mutation(disk.make_folder, "current.sync_dir(folder.parent)", "pass", checks.new_folders),
+    Mutation(OPEN, "discard_dead(path)", "pass", company_checks.dead_writers_file),
+    Mutation(disk.Disk.write, "file.flush()", "pass", disk_checks.power_loss),
+    Mutation(disk.Disk.sync, "_sync(file.fileno())", "pass", disk_checks.asks_to_sync),
+    Mutation(disk.Disk.sync_dir, "_sync(descriptor)", "pass", disk_checks.asks_to_sync),
+    Mutation(disk.make_folder, "current.sync_dir(folder.parent)", "pass", disk_checks.new_folders),
     Mutation(
         disk.discard_dead,
         "try_hold(file, without_locks=False)",
@@ -138,7 +141,7 @@ MUTATIONS = [
         shard._check,
         '_digest(described, parts) != metadata.get("sha256")',
         "False",
-        checks.flipped_bits,
+        damage_checks.flipped_bits,
     ),
     Mutation(
         shard._check,
@@ -162,18 +165,20 @@ MUTATIONS = [
         layout.parse,
         "if make_header(metadata, specs) != header:",
         "if False:",
-        checks.flipped_bits,
+        damage_checks.flipped_bits,
     ),
-    Mutation(layout.parse, "if size != len(data):", "if False:", checks.other_lengths),
-    Mutation(digest.read_stamped, "if not fits:", "if False:", checks.flipped_documents),
+    Mutation(layout.parse, "if size != len(data):", "if False:", damage_checks.other_lengths),
+    Mutation(digest.read_stamped, "if not fits:", "if False:", damage_checks.flipped_documents),
     Mutation(
         images._check_chunks,
-        "if zlib.crc32(data[at + 4 : at + 8 + length]) != expected:",
-        "if False:",
-        checks.damaged_pictures,
+        "zlib.crc32(view[at + 4 : end - 4])",
+        'int.from_bytes(data[end - 4 : end], "big")',
+        damage_checks.damaged_pictures,
     ),
-    Mutation(Stage.read, "if found != (self.fingerprint, index):", "if False:", checks.strangers),
-    Mutation(Stage._settled, "self.quarantine(name, str(found))", "pass", checks.one_redone),
+    Mutation(
+        Stage.read, "if found != (self.fingerprint, index):", "if False:", damage_checks.strangers
+    ),
+    Mutation(Stage._settled, "self.quarantine(name, str(found))", "pass", damage_checks.one_redone),
     # claims
     Mutation(
         claim._obtain,
@@ -194,13 +199,16 @@ MUTATIONS = [
         "test_store_claim.test_a_claim_is_released_whatever_happens",
     ),
     Mutation(
-        aside.set_aside, 'if not mine or not idle(folder, "*.claim"):', "if False:", checks.in_use
+        aside.set_aside,
+        'if not mine or not idle(folder, "*.claim"):',
+        "if False:",
+        company_checks.in_use,
     ),
     # the stage and its seal
     Mutation(
         Stage._document,
-        'if document["fingerprint"] != self.fingerprint:',
-        "if False:",
+        "!= self.fingerprint",
+        "is None",
         "test_store_stage.test_a_folder_of_another_fingerprint_is_refused",
     ),
     Mutation(
@@ -214,6 +222,12 @@ MUTATIONS = [
         "if self.names():",
         "if False:",
         "test_store_stage.test_data_without_a_stage_file_is_corrupt",
+    ),
+    Mutation(
+        Stage._found,
+        "if self.path(_STAGE).exists():",
+        "if False:",
+        company_checks.founded_meanwhile,
     ),
     Mutation(
         Stage.open,
@@ -239,9 +253,11 @@ MUTATIONS = [
         "if False:",
         "test_store_stage.test_a_stage_with_data_keeps_its_backend",
     ),
-    Mutation(Stage.admit, "disk.remove(self.path(_SEAL))", "pass", checks.seals_come_off),
-    Mutation(Stage.quarantine, "disk.remove(self.path(_SEAL))", "pass", checks.seals_come_off),
-    Mutation(Stage.discard, "disk.remove(self.path(_SEAL))", "pass", checks.seals_come_off),
+    Mutation(Stage.admit, "disk.remove(self.path(_SEAL))", "pass", company_checks.seals_come_off),
+    Mutation(
+        Stage.quarantine, "disk.remove(self.path(_SEAL))", "pass", company_checks.seals_come_off
+    ),
+    Mutation(Stage.discard, "disk.remove(self.path(_SEAL))", "pass", company_checks.seals_come_off),
     Mutation(
         Stage.unsealed_or_changed,
         "set(self.names()) != set(sealed)",
@@ -266,7 +282,7 @@ MUTATIONS = [
 @shows("mutations", "a line that guards is taken out of the store, one at a time", trials=1)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
 def test_a_safeguard_that_is_gone_is_noticed(mutation, request):
-    checks.reference()  # of the store as it is
+    store_lab.reference()  # of the store as it is
     with changed(mutation.function, mutation.old, mutation.new):
         found = problems(mutation.check, request, "without")
     assert found, "nothing noticed"
@@ -276,9 +292,9 @@ def test_a_safeguard_that_is_gone_is_noticed(mutation, request):
 
 def test_a_mutation_that_changes_nothing_survives(request):
     """What the test above says of one that no check notices."""
-    checks.reference()
+    store_lab.reference()
     with changed(PUBLISH, "current.sync(file)", "current.sync((file))"):
-        assert not problems(checks.leftovers, request, "same")
+        assert not problems(disk_checks.leftovers, request, "same")
 
 
 def test_a_mutation_of_a_line_that_is_gone_is_an_error():

@@ -8,8 +8,10 @@ from conftest import ROOT, tree
 from ledger import shows
 
 import taqdit as package
+from taqdit import conditioning
 from taqdit.errors import NumericError
 from taqdit.prompts import shapes
+from taqdit.store import Stage
 
 STEPS, AT_STEP, ROW = 3, 1, 1  # poisoned: the second step of trajectory 3, row 1 of batch 1
 SMALL = (
@@ -134,3 +136,26 @@ def test_one_poisoned_element_is_named_and_not_stored(tmp_path, monkeypatch, sou
     monkeypatch.setattr(poison, "alter", lambda model: None)
     package.launch([*SMALL, f"output_dir={tmp_path}"])
     assert shards(tmp_path) == sound
+
+
+@shows("P8", "one element of what a text encoder gives, stored or not: NaN, Inf, -Inf")
+def test_a_poisoned_text_is_named_and_not_stored(tmp_path):
+    stage = Stage.open(tmp_path, "conditioning", fingerprint="a" * 64, inputs={}, backend={})
+    trials = 0
+    for part in (0, 1):
+        for value in (np.nan, np.inf, -np.inf):
+
+            def encode(text, part=part, value=value):
+                found = np.zeros((3, 8), np.float32), np.zeros(4, np.float32)
+                found[part].flat[2] = value if text == "a cat" else 0
+                return found
+
+            unstored = conditioning.UnstoredConditioning(["a cat"], encode, lambda: None)
+            with pytest.raises(NumericError, match="NaN or Inf for the prompt 'a cat'"):
+                list(conditioning.encode(stage, ["a cat"], encode))
+            with pytest.raises(NumericError, match="NaN or Inf for the prompt 'a cat'"):
+                unstored.row("a cat")
+            assert stage.names() == []
+            trials += 2
+    assert list(conditioning.encode(stage, ["a dog"], encode)) == ["a dog"]
+    return trials

@@ -1,18 +1,23 @@
-"""Memory runs out in mid-run: one line that names the batch size to try, and nothing is lost."""
+"""Memory runs out in mid-run: one line that says what to try for where it was, nothing is lost."""
 
 import errno
+import importlib.util
 import json
 import re
 import resource
 import subprocess
+import tracemalloc
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
-from conftest import ANALYTIC, command, tree
+from conftest import ANALYTIC, ROOT, command, tree
 from ledger import shows
 
 import taqdit as package
+from taqdit import calibration, memory
 from taqdit.errors import ConfigError, ModelError
-from taqdit.memory import out_of_memory, told_by_batch_size
+from taqdit.memory import out_of_memory
 
 HUNGRY = (*ANALYTIC, "model._target_=hungry.gaussian", "sampler.num_trajectories=4")
 ERRORS = {
@@ -78,18 +83,93 @@ def test_another_error_of_a_forward_stays_what_it_is(run):
         run("no memory", "sampler.batch_size=4")
 
 
-def test_one_trajectory_at_a_time_cannot_be_halved():
-    with pytest.raises(ConfigError) as caught, told_by_batch_size(1):
-        raise MemoryError
-    assert "sampler.batch_size=1 needs more memory than there is (MemoryError)" in str(caught.value)
-    assert "try a smaller model.latent_size or model.low_memory=true" in str(caught.value)
+def settings(**given):
+    """A model's settings, all off but for those given."""
+    return SimpleNamespace(
+        **{"use_t5": False, "w16": False, "a16": False, "low_memory": False} | given
+    )
 
 
-@pytest.mark.parametrize(("size", "named"), [(1024, 512), (7, 3), (3, 1), (2, 1)])
-def test_half_is_rounded_down(size, named):
-    named = rf"try sampler\.batch_size={named} "
-    with pytest.raises(ConfigError, match=named), told_by_batch_size(size):
+ALL_SET = settings(w16=True, a16=True, low_memory=True)
+ADVICE = {
+    "half the batch": (
+        lambda: memory.sampling(settings(), batch_size=7, traced=False),
+        "sampler.batch_size=7",
+        "sampler.batch_size=3 or model.low_memory=true",
+    ),
+    "low memory is on": (
+        lambda: memory.sampling(settings(low_memory=True, a16=True), batch_size=2, traced=False),
+        "sampler.batch_size=2",
+        "sampler.batch_size=1 or model.w16=true",
+    ),
+    "one at a time, traced, everything set": (
+        lambda: memory.sampling(ALL_SET, batch_size=1, traced=True),
+        "sampler.batch_size=1",
+        "a smaller model.latent_size or fewer tracer.blocks",
+    ),
+    "encoding": (
+        lambda: memory.encoding(settings(use_t5=True)),
+        "encoding the prompts",
+        "model.use_t5=false or model.w16=true",
+    ),
+    "encoding, nothing to set": (
+        lambda: memory.encoding(ALL_SET),
+        "encoding the prompts",
+        "closing other programs",
+    ),
+    "an image": (
+        lambda: memory.decoding(ALL_SET),
+        "decoding an image",
+        "sampler.images=false",
+    ),
+    "figures": (
+        lambda: memory.drawing(("png", "svg")),
+        "drawing the figures",
+        "plots=minimal or plots=none",
+    ),
+    "few figures": (lambda: memory.drawing(("png",)), "drawing the figures", "plots=none"),
+    "the innermost has the word": (
+        lambda: both(memory.told("this run"), memory.analysing()),
+        "the analysis",
+        "fewer tracer.blocks (they are traced anew) or analysis=none",
+    ),
+}
+
+
+@contextmanager
+def both(outer, inner):
+    with outer, inner:
+        yield
+
+
+@pytest.mark.parametrize("case", ADVICE)
+def test_the_advice_is_for_where_it_was_and_for_what_is_not_set(case):
+    within, doing, advice = ADVICE[case]
+    with pytest.raises(ConfigError) as caught, within():
         raise MemoryError
+    begin = f"{doing} needs more memory than there is (MemoryError); try {advice}, and preflight="
+    assert str(caught.value).startswith(begin)
+
+
+STAGES = (  # what fails, how the line begins
+    ("taqdit.session.encode_prompts", "encoding the prompts needs"),
+    ("taqdit.stages.trajectories.decode", "decoding an image needs"),
+    ("taqdit.showing.latent_figures", "drawing the figures needs"),
+    ("taqdit.session.CalibrationSet", "this run needs"),
+)
+
+
+@pytest.mark.parametrize(("place", "begin"), STAGES)
+@shows("P14", "memory runs out elsewhere in a run: the line says where", trials=1)
+def test_each_stage_of_a_run_gives_its_own_advice(tmp_path, monkeypatch, place, begin):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(ConfigError) as caught:
+        package.launch([*ANALYTIC, f"output_dir={tmp_path}"])
+    assert str(caught.value).startswith(begin)
+    assert "batch_size" not in str(caught.value)
 
 
 def test_what_an_error_came_from_counts():
@@ -99,7 +179,7 @@ def test_what_an_error_came_from_counts():
     assert out_of_memory(error) is ERRORS["mlx"]
     assert out_of_memory(ModelError("mmdit.safetensors is damaged")) is None
     assert out_of_memory(OSError(28, "No space left on device")) is None
-    with pytest.raises(ModelError), told_by_batch_size(8):
+    with pytest.raises(ModelError), memory.told("this run"):
         raise ModelError("mmdit.safetensors is damaged")
 
 
@@ -141,3 +221,23 @@ def test_a_process_with_little_memory(tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.search(r"conditioning +0 made", done.stdout)
     assert re.search(r"trajectories +2 made", done.stdout)
+
+
+@shows("P14", "exports of a few and of four times as many trajectories: the same peak", trials=2)
+def test_an_export_needs_no_more_memory_for_more_trajectories(tmp_path, monkeypatch):
+    """Held by Python and NumPy; benchmarks/export.py prints what the process holds."""
+    monkeypatch.setattr(calibration, "BUFFER_BYTES", 2**22)
+    path = ROOT / "tests" / "benchmarks" / "export.py"
+    made = importlib.util.spec_from_file_location("export_benchmark", path)
+    benchmark = importlib.util.module_from_spec(made)
+    made.loader.exec_module(benchmark)
+    peaks = []
+    for count in (4, 16):
+        benchmark.make(tmp_path / str(count), count)
+        points = benchmark.points(tmp_path / str(count), count)
+        tracemalloc.start()
+        points.export_npz(tmp_path / f"{count}.npz")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (tmp_path / "16.npz").stat().st_size > 16 * benchmark.STEPS * 65_536
+    assert peaks[1] < 1.1 * peaks[0] < 2**25
