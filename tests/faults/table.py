@@ -1,6 +1,8 @@
 """Run the tests that promises rest on and print what they showed, as a table for README.
 
-    .venv/bin/python tests/faults/table.py [--slow] [pytest's arguments]
+    .venv/bin/python tests/faults/table.py [--slow | --long] [pytest's arguments]
+
+With `--slow` the tests so marked run too, with `--long` all.
 
 Exit code 1 when a test failed, or one that was to run did not. As a plugin of pytest (`-p table`)
 it leaves out every test that shows no promise.
@@ -14,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
+TIERS = {"--slow": ["-m", "not long"], "--long": ["-m", ""]}
 sys.path.insert(0, str(TESTS))
 
 from ledger import PROMISES, VARIABLE  # noqa: E402
@@ -62,11 +65,28 @@ def rows(found):
             name = ""
 
 
+def sums(found):
+    """The rows of the short table: promise, checks that ran, trials, failures."""
+    for promise, words in PROMISES.items():
+        ran = [results for (of, _), results in found.items() if of == promise and results]
+        trials, failures = (sum(r[k] for each in ran for r in each) for k in ("trials", "failures"))
+        name = words if promise == "mutations" else f"{promise}: {words}"
+        yield name, str(len(ran)) if ran else "*not shown*", f"{trials:,}", f"**{failures} FAILED**" if failures else "0"
+
+
 def table(found):
-    """Markdown."""
-    yield "| promise | what was done | trials | failures |"
-    yield "|---|---|---|---|"
-    for row in rows(found):
+    """Markdown: a row for each promise, and one for everything that was done."""
+    yield from markdown(("promise", "checks", "trials", "failures"), sums(found))
+    yield from ("", "<details><summary>What was done</summary>", "")
+    yield from markdown(("promise", "what was done", "trials", "failures"), rows(found))
+    yield from ("", "</details>")
+
+
+def markdown(names, cells):
+    """A table."""
+    yield f"| {' | '.join(names)} |"
+    yield "|---" * len(names) + "|"
+    for row in cells:
         yield f"| {' | '.join(row)} |"
 
 
@@ -82,11 +102,10 @@ def about(lines):
 
 
 def main(arguments):
-    slow = "--slow" in arguments
-    more = [word for word in arguments if word != "--slow"]
+    more = [word for each in arguments for word in TIERS.get(each, [each])]
     with tempfile.TemporaryDirectory() as folder:
         ledger = Path(folder, "ledger.jsonl")
-        code = run([*(["-m", ""] if slow else []), *more], ledger)
+        code = run(more, ledger)
         ledger.touch()
         lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     print("", *table(checks(lines)), "", about(lines), sep="\n")

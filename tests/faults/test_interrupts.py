@@ -131,7 +131,7 @@ def test_an_interrupt_ends_a_run_within_a_step(tmp_path, reference):
 
 
 @shows("P7", "Ctrl-C or SIGTERM at a random moment, in more stores")
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupt_ends_a_run_within_a_step_many_times(tmp_path, reference):
     return interrupt_again_and_again(tmp_path, reference, stores=10)
 

@@ -36,7 +36,7 @@ def test_mutated_shards(tmp_path):
     return in_a_child(tmp_path, 10_000, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @shows("P16", "shards of seven kinds changed, half of them under a digest made anew, at length")
 def test_many_mutated_shards(tmp_path):
     return in_a_child(tmp_path, 100_000, 1)

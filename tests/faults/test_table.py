@@ -40,6 +40,9 @@ def test_trials_add_up_and_a_failure_shows(lines):
     assert f"| P1: {PROMISES['P1']} | a thing | 1,201 | 0 |" in text
     assert f"| P2: {PROMISES['P2']} | another | 1 | **1 FAILED** |" in text
     assert f"| P3: {PROMISES['P3']} | *not shown* |  |  |" in text
+    assert f"| P1: {PROMISES['P1']} | 1 | 1,201 | 0 |" in text
+    assert f"| P2: {PROMISES['P2']} | 1 | 1 | **1 FAILED** |" in text
+    assert f"| P3: {PROMISES['P3']} | *not shown* | 0 | 0 |" in text
     assert "taqdit 0" in table.about(lines())
 
 

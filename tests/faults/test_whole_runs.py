@@ -235,7 +235,7 @@ def test_torn_files_are_not_believed(tmp_path, formula):
     return lie(tmp_path, formula, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @shows("P2", "a disk that lies about syncs: from more states with torn files")
 def test_torn_files_are_not_believed_many_times(tmp_path, formula):
     return lie(tmp_path, formula, 200)
