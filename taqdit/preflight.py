@@ -5,6 +5,7 @@ Only shapes and counts are used, so that it works without the weights at hand.
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,10 +165,21 @@ def describe(found: Estimate) -> str:
             f"writes    {size(found.total_bytes)} ({found.total_bytes:,} bytes): "
             + ", ".join(parts),
             f"disk      {size(found.free_bytes)} free",
-            f"memory    about {size(found.peak_memory_bytes)} of MLX memory at the peak,"
-            f" and {size(PROCESS_BYTES + found.statistics_bytes)} for the process",
+            _memory(found.peak_memory_bytes, PROCESS_BYTES + found.statistics_bytes),
         ]
     )
+
+
+def _memory(device: int, process: int) -> str:
+    text = f"memory    about {size(device)} of MLX memory at the peak, and {size(process)} for the"
+    text += " process"
+    try:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return text
+    if process + device > there:  # Apple's chips and CPUs share it; other GPUs have their own
+        return f"{text}: more than the main memory of {size(there)}"
+    return f"{text}, of {size(there)} of main memory"
 
 
 def size(count: int) -> str:

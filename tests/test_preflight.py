@@ -60,3 +60,23 @@ def test_a_full_disk_is_refused(tmp_path):
 )
 def test_sizes_in_words(count, words):
     assert preflight.size(count) == words
+
+
+@pytest.mark.parametrize(
+    ("pages", "words"),
+    [(10**7, ", of 41.0 GB of main memory"), (10**4, ": more than the main memory of 41.0 MB")],
+)
+def test_the_memory_is_held_against_what_there_is(monkeypatch, pages, words):
+    there = {"SC_PHYS_PAGES": pages, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(preflight.os, "sysconf", there.__getitem__)
+    last = preflight.describe(estimate()).splitlines()[-1]
+    assert last.startswith("memory    about ")
+    assert last.endswith(f"for the process{words}")
+
+
+def test_a_system_that_does_not_tell_its_memory_is_none_of_ours(monkeypatch):
+    def refuse(_name):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr(preflight.os, "sysconf", refuse)
+    assert preflight.describe(estimate()).endswith("for the process")
