@@ -21,6 +21,7 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 _VARIABLE = "TAQDIT_BLAS"
+_ADDRESSES = 8 * 2**30  # bytes
 
 
 def _candidates() -> Iterator[str]:
@@ -49,10 +50,24 @@ def _open(library: str) -> ctypes.CDLL:
     return ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
 
 
+def _room() -> bool:
+    """Whether there is address space: OpenBLAS asks without end for what is refused to it."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return limit == resource.RLIM_INFINITY or limit >= _ADDRESSES
+
+
 def _choose_blas() -> tuple[str, ctypes.CDLL | None]:
     """('openblas (libopenblas.so.0)', its handle) after loading it, or ('bundled', None)."""
     wanted = os.environ.get(_VARIABLE, "").strip()
     if wanted == "0":
+        return "bundled", None
+    if not wanted and not _room():
+        _log.warning(
+            "address space is limited (ulimit -v) to less than %d GB: no other BLAS is looked for",
+            _ADDRESSES >> 30,
+        )
         return "bundled", None
     for library in [wanted, *_candidates()] if wanted else _candidates():
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ from types import FrameType
 from taqdit.errors import ConfigError, StorageError, TaqditError
 
 INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = 141  # 128 + SIGPIPE, as shells have it
 
 
@@ -48,7 +50,12 @@ def _foreign(error: Exception) -> int:
         print(f"taqdit: {one_line(error)}", file=sys.stderr)
         return ConfigError.exit_code
     if isinstance(error, OSError):  # Hydra's own folders; ours come as StorageError
-        print(f"taqdit: {error.strerror or error}: {error.filename}", file=sys.stderr)
+        place = "" if error.filename is None else f"{error.filename}: "
+        advice = (
+            "free some space (taqdit store du, gc)" if error.errno in FULL else "check the path"
+        )
+        words = f"{place}{error.strerror or error}; {advice}, or set another output_dir"
+        print(f"taqdit: {words}", file=sys.stderr)
         return StorageError.exit_code
     raise error
 

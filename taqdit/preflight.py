@@ -73,7 +73,7 @@ def estimate(plan: Plan, *, free_bytes: int) -> Estimate:
     height, width, colours = model.image_shape
     texts = len(plan.texts) + 1
     row = model.num_text_tokens * model.token_width + model.pooled_width
-    points = count_points(plan)
+    points = count_points(plan) if "calibration" in plan.stages else 0
     trajectories = plan.trajectories_computed
     pictures = trajectories * height * width * colours if sampler.images else 0
     exported = points * (latent * FLOAT32 + FLOAT16 + FLOAT32)
@@ -88,7 +88,7 @@ def estimate(plan: Plan, *, free_bytes: int) -> Estimate:
         else 0,
         trajectory_bytes=count_latents(plan) * latent * np.dtype(sampler.latents_dtype).itemsize,
         picture_bytes=int(pictures * PNG_BYTES_PER_VALUE),
-        export_bytes=exported if plan.export and "calibration" in plan.stages else 0,
+        export_bytes=exported if plan.export and points else 0,
         statistics_bytes=statistics_bytes(plan),
         analysis_bytes=len(plan.layout.sites) * plan.schedule.num_steps * ANALYSIS_BYTES,
         free_bytes=free_bytes,
@@ -158,9 +158,10 @@ def describe(found: Estimate) -> str:
         parts.append(f"analysis {size(found.analysis_bytes)}")
     if found.export_bytes:
         parts.append(f"calibration.npz {size(found.export_bytes)}")
+    points = f"{found.points:,}" if found.points else "no"
     return "\n".join(
         [
-            f"points    {found.points:,} calibration points of {found.trajectories:,} trajectories",
+            f"points    {points} calibration points of {found.trajectories:,} trajectories",
             f"forwards  {found.forwards:,} of {found.rows_per_forward} rows",
             f"writes    {size(found.total_bytes)} ({found.total_bytes:,} bytes): "
             + ", ".join(parts),

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 log = logging.getLogger(__name__)
+SHORT = 10  # seconds that are not worth an estimate
 WARM_STEPS = 3  # solver steps until the estimate is made; the first one pays for set-up
 
 
@@ -41,7 +42,9 @@ class Progress:
         if self._done == 1 + WARM_STEPS:
             seconds = (time.perf_counter() - self._warm_at) / WARM_STEPS
             left = seconds * (self._total - self._done)
-            log.info("about %.1f minutes of sampling left (%.2f s/step)", left / 60, seconds)
+            if left >= SHORT:
+                told = f"{left / 60:.1f} minutes" if left >= 60 else f"{left:.0f} seconds"
+                log.info("about %s of sampling left (%.2f s/step)", told, seconds)
 
     def close(self) -> None:
         """Remove the bar."""

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from taqdit.activations import Statistics
+from taqdit.errors import StorageError
 from taqdit.exports import ImportedStatistics
 from taqdit.plan import Plan
 from taqdit.preflight import size
 from taqdit.store import disk, make_folder, publish_json, sha256_file
+from taqdit.store.aside import FIRST
 from taqdit.store.digest import stamp
 from taqdit.tracking.secrets import mask_secrets
 
+log = logging.getLogger(__name__)
+
 RECORD = "run.json"
+FOLDERS = ("runs", "sweeps")  # in an output folder: where runs lie, unless one is told otherwise
 POINTERS = "runs"  # in a store: a file for each run whose folder lies elsewhere
 _REFERRING = ("stages", "imported", "imported_statistics")  # keys of run.json
 PACKAGES = ("taqdit", "mlx", "diffusionkit", "numpy", "hydra-core", "omegaconf", "wandb")
@@ -55,23 +61,45 @@ def run_record(
 
 
 def publish_record(folder: Path, store: Path, document: Mapping[str, Any]) -> None:
-    """Publish run.json; for a run whose folder is not below the store's, also a pointer to it.
+    """Publish run.json, and a pointer to it in every store that the run refers to: its own one if
+    it has stages there, and those that it reads files of. A store beside whose `runs` or `sweeps`
+    it lies needs none.
 
     To be called before any stage is looked for: `taqdit store gc` keeps what a record names. The
-    pointer comes second, so that one without a record means that the run has been deleted.
+    pointers come second, so that one without a record means that the run has been deleted. Where
+    another's store cannot be written, a warning says so.
     """
     publish_json(folder / RECORD, document)
-    home, place = store.resolve(), folder.resolve()
-    if home.parent in place.parents and home not in place.parents:
-        return
-    if not any(document[key] for key in _REFERRING):
-        return
-    with disk.guarded("read", place.parent):
-        above = place.parent.stat().st_ino
-    found = {"schema": 1, "folder": str(place), "host": socket.gethostname(), "parent": above}
-    make_folder(home / POINTERS)
+    place, own = folder.resolve(), [store.resolve()] if document["stages"] else []
+    for home in dict.fromkeys([*own, *_stores_read(document)]):
+        if any(home.parent / name in place.parents for name in FOLDERS):
+            continue
+        try:
+            _point(home, place, document)
+        except StorageError as error:
+            if home in own:
+                raise
+            log.warning("`taqdit store gc` of %s will not know of this run: %s", home, error)
+
+
+def _point(store: Path, folder: Path, document: Mapping[str, Any]) -> None:
+    with disk.guarded("read", folder.parent):
+        above = folder.parent.stat().st_ino
+    found = {"schema": 1, "folder": str(folder), "host": socket.gethostname(), "parent": above}
+    make_folder(store / POINTERS)
     pointer = stamp({**found, **{key: document[key] for key in _REFERRING}})
-    publish_json(home / POINTERS / f"{document['run_id']}.json", pointer)
+    publish_json(store / POINTERS / f"{document['run_id']}.json", pointer)
+
+
+def _stores_read(document: Mapping[str, Any]) -> Iterator[Path]:
+    """The stores in which files lie that a run reads: two above the folder of a stage."""
+    imported = document["imported"]
+    for name in filter(None, (imported and imported["path"], document["imported_statistics"])):
+        path = Path(name).resolve()
+        for stage in (path, *path.parents):
+            always_kept = stage.parent.name == "imported"
+            if len(stage.parts) > 3 and (stage / FIRST).is_file() and not always_kept:
+                yield stage.parents[1]
 
 
 def installed(package: str) -> str | None:

@@ -99,7 +99,10 @@ class Run:
         store = self.folder / self.record["store"]
         stage = Stage.find(store, name, mark) if mark else None
         if stage is None:
-            raise InputError(f"the run {self.folder} has no stored stage {name} in {store}")
+            raise InputError(
+                f"{self.folder} has no stage {name} in {store.resolve()}; taqdit rerun"
+                f" {self.folder} makes it"
+            )
         return stage
 
 

@@ -50,6 +50,18 @@ def test_zero_keeps_the_bundled_blas():
 
 
 @linux
+@pytest.mark.parametrize(("gigabytes", "taken"), [(4, False), (40, True)])
+def test_with_little_address_space_no_other_blas_is_looked_for(gigabytes, taken):
+    """OpenBLAS asks for memory again and again, without end, where it is refused."""
+    limit = f"import resource\nresource.setrlimit(resource.RLIMIT_AS, ({gigabytes << 30},) * 2)\n"
+    found = f"import ctypes\nctypes.util.find_library = lambda name: {str(a_blas())!r}\n"
+    described, _, product, _, lines = fresh(limit + "import ctypes.util\n" + found)
+    assert (described["blas"] != "bundled") is taken
+    assert any("address space is limited" in line for line in lines) is not taken
+    assert product == 512
+
+
+@linux
 @pytest.mark.parametrize("library", ["/nowhere/libnothing.so", "libm.so.6"])
 def test_a_bad_library_is_one_warning(library):
     described, _, product, _, lines = fresh(TAQDIT_BLAS=library)

@@ -115,15 +115,6 @@ def test_a_run_is_read_whole(tmp_path):
     assert run.overrides[0] == "sampler.cfg_scale=2.0"
 
 
-def test_the_own_selection_has_the_name_of_its_rule(tmp_path):
-    """Where it chooses the steps of another compared rule, the analysis holds them once."""
-    run = made(tmp_path / "a", rule="dense_middle")
-    found = json.loads((run / "analysis.json").read_text())
-    found["comparison"]["own"] = 0
-    (run / "analysis.json").write_text(json.dumps(found))
-    assert read(run).own.rule == "dense_middle"
-
-
 FILES = ("summary.json", "run.json", "analysis.json", ".hydra/overrides.yaml")
 WRONG = (
     b"",

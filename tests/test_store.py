@@ -90,7 +90,7 @@ def test_a_stamped_document_reads_back(tmp_path):
 )
 def test_a_document_without_a_fitting_stamp_is_corrupt(tmp_path, data):
     (tmp_path / "a.json").write_bytes(data)
-    with pytest.raises(CorruptError, match=r"a\.json is corrupt: .*; restore it, or move it away"):
+    with pytest.raises(CorruptError, match=r"a\.json is corrupt: .*; restore it, or have it moved"):
         read_stamped(tmp_path / "a.json")
 
 

@@ -508,6 +508,14 @@ def test_a_folder_of_images_goes_into_the_store(images, tmp_path, capsys):
     assert (entry / "img_0.png").read_bytes() == (images / "img_0.png").read_bytes()
 
 
+def test_a_list_that_begins_with_a_byte_order_mark_is_read(images, tmp_path, capsys):
+    path = images / "metadata.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    entry, said = take(images, tmp_path / "out", capsys)
+    assert "2 images" in said
+    assert tree(entry)["metadata.jsonl"] == path.read_bytes()
+
+
 def test_an_export_can_be_imported(run, tmp_path, capsys):
     export_run(run, tmp_path / "set", "images")
     entry, _ = take(tmp_path / "set", tmp_path / "out", capsys)

@@ -27,10 +27,11 @@ from taqdit.store import Stage, disk, make_folder, publish_json, read_shard
 from taqdit.store.aside import claim_of, put_back, rename_away
 from taqdit.store.claim import claim
 from taqdit.survey import Survey, repair, verify
+from taqdit.survey import runs as survey_runs
 from taqdit.survey.runs import pointers, runs_of
 from taqdit.survey.stages import survey_stage
 from taqdit.verbs import garbage, store_gc
-from taqdit.verbs.garbage import find_garbage, remove
+from taqdit.verbs.garbage import find_garbage, remove_all
 from taqdit.verbs.store_repair import commands
 
 SHARD = "000000.safetensors"
@@ -217,8 +218,9 @@ def test_statistics_and_files_that_a_run_read_are_kept(small):
 
 def test_what_was_imported_is_kept(small):
     imported = small.stage("imported", kind="images").folder
+    (imported / "a.png.bad-1").write_bytes(b"damaged, and all there is")
     small.gc("--yes")
-    assert imported.is_dir()
+    assert (imported / "a.png.bad-1").is_file()
 
 
 def test_analyses_are_kept_while_statistics_are_being_made(small):
@@ -263,17 +265,72 @@ def test_a_record_that_cannot_be_read_stops_everything(small, text):
     assert tree(small.outputs) == before
 
 
+@pytest.fixture
+def shut(monkeypatch):
+    """Let a method of paths be refused where a test says."""
+
+    def shut(name, refuses):
+        method = getattr(Path, name)
+
+        def call(path, *arguments):
+            if refuses(path):
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return method(path, *arguments)
+
+        monkeypatch.setattr(Path, name, call)
+
+    return shut
+
+
+@pytest.mark.parametrize("name", ["lost+found", ".Trashes"])
+def test_folders_of_the_system_stop_nothing(small, shut, name):
+    (small.outputs / name).mkdir()
+    shut("iterdir", lambda path: path.name == name)
+    assert small.gc("--yes") == 0
+    assert not small.lost[0].is_dir()
+
+
+def test_runs_in_hidden_folders_count(small):
+    small.run(("conditioning", mark_of(CONDITIONING[1])), where=".mine")
+    small.gc("--yes")
+    assert small.lost[0].is_dir()
+
+
+def test_a_folder_that_can_be_listed_and_not_entered_stops_everything(small, shut):
+    (small.outputs / "mine").mkdir()
+    shut("exists", lambda path: path.parent.name == "mine")
+    with pytest.raises(StorageError, match="mine: Permission denied"):
+        small.gc("--yes")
+
+
+ODD = ([["a"]], {"a": 1}, [], [1], "text", 7)
+
+
+@pytest.mark.parametrize("odd", [*ODD, None])
+def test_analyses_of_nobody_knows_what_are_kept(small, odd):
+    odd_one = small.stage("analysis", statistics=odd).folder
+    unsaid = small.stage("analysis", other=1).folder
+    small.gc("--yes")
+    assert odd_one.is_dir()
+    assert unsaid.is_dir()
+    assert not small.lost[0].exists()
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_figures_of_nobody_knows_what_are_kept(small, odd):
+    shown = mark_of(TRAJECTORIES[0])
+    odd_ones = [small.stage("figures", trajectories=shown, statistics=odd)]
+    odd_ones.append(small.stage("figures", trajectories=odd, statistics=None))
+    assert small.gc("--yes") == 0
+    assert odd_ones[0].folder.is_dir()
+    assert odd_ones[1].folder.is_dir() == (odd != "text")
+    assert not small.lost[0].exists()
+
+
 @pytest.mark.parametrize("where", ["outputs", "store"])
-def test_a_folder_that_cannot_be_listed_stops_everything(small, monkeypatch, where):
+def test_a_folder_that_cannot_be_listed_stops_everything(small, shut, where):
     (small.store / "runs").mkdir()
-    listed = Path.iterdir
-
-    def iterdir(path):
-        if (path.parent.name, path.name) == (where, "runs"):
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return listed(path)
-
-    monkeypatch.setattr(Path, "iterdir", iterdir)
+    shut("iterdir", lambda path: (path.parent.name, path.name) == (where, "runs"))
     with pytest.raises(StorageError, match="Permission denied"):
         small.gc("--yes")
     assert small.lost[0].is_dir()
@@ -431,14 +488,14 @@ def test_a_stage_that_is_being_set_aside_is_left(small, capsys):
 def test_a_stage_that_gets_a_claim_while_one_is_asked_is_left(small):
     found = find_garbage(small.store)
     with Stage.at(small.lost[0]).claim("batch-000000"):
-        assert not remove(found.garbage[0], small.store)
+        assert [*remove_all(found.garbage, small.store)] == found.garbage[:1]
     assert small.lost[0].is_dir()
 
 
 def test_a_run_that_begins_while_one_is_asked_keeps_its_stages(small):
     found = find_garbage(small.store)
     small.run(("conditioning", mark_of(CONDITIONING[1])))
-    assert [remove(e, small.store) for e in found.garbage] == [False, True]
+    assert [*remove_all(found.garbage, small.store)] == found.garbage[:1]
     assert small.lost[0].is_dir()
 
 
@@ -468,6 +525,101 @@ def test_a_run_that_made_the_stage_anew_keeps_that(small, monkeypatch):
     small.gc("--yes")
     assert (small.lost[0] / SHARD).is_file()
     assert not list(small.store.glob("*/*.removed-*"))
+
+
+class Refusing(QuickDisk):
+    """Refuses to rename, or to unlink, what belongs to one stage."""
+
+    def __init__(self, operation, folder):
+        self.operation, self.folder = operation, folder
+
+    def refuse(self, operation, path):
+        if operation == self.operation and self.folder.name in str(path):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def replace(self, source, target):
+        self.refuse("replace", source)
+        super().replace(source, target)
+
+    def unlink(self, path):
+        self.refuse("unlink", path)
+        super().unlink(path)
+
+
+@pytest.mark.parametrize("operation", ["replace", "unlink"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_cannot_be_removed_is_told_and_the_rest_goes(
+    small, use_disk, capsys, operation, which
+):
+    kept = small.store / "trajectories" / mark_of(TRAJECTORIES[0])[:12]
+    bad = kept / f"{SHARD}.bad-1"
+    bad.write_bytes(b"12345")
+    use_disk(Refusing(operation, small.lost[which]))
+    assert small.gc("--yes") == StorageError.exit_code
+    said = capsys.readouterr().out
+    assert "in 2 places" in said
+    assert f"left          {small.lost[which]}: cannot " in said
+    assert "Operation not permitted" in said
+    assert not bad.exists()
+    assert not small.lost[1 - which].exists()
+    use_disk(QuickDisk())
+    assert small.gc("--yes") == 0
+    assert len(small.folders()) == 5
+
+
+def test_a_damaged_file_that_cannot_be_removed_is_told(small, use_disk, capsys):
+    kept = small.store / "trajectories" / mark_of(TRAJECTORIES[0])[:12]
+    (kept / f"{SHARD}.bad-1").write_bytes(b"12345")
+    use_disk(Refusing("unlink", kept))
+    assert small.gc("--yes") == StorageError.exit_code
+    assert ".bad-1: cannot remove" in capsys.readouterr().out
+    assert not any(folder.exists() for folder in small.lost)
+
+
+def test_what_cannot_be_put_back_is_told_and_not_deleted(small, use_disk, monkeypatch, capsys):
+    def rename_away(folder, word):
+        small.run(("conditioning", mark_of(CONDITIONING[1])))
+        return removal(folder, word)
+
+    whole, away = tree(small.lost[0]), small.lost[0].with_name(f"{small.lost[0].name}.removed-1")
+    with monkeypatch.context() as patch:
+        removal = garbage.rename_away
+        patch.setattr(garbage, "rename_away", rename_away)
+        use_disk(Refusing("replace", away))
+        assert small.gc("--yes") == StorageError.exit_code
+    said = capsys.readouterr().out
+    assert tree(away) == whole
+    assert f"cannot rename {away}" in said
+    assert f"left          {small.lost[1]}: in use or referred to by now" in said
+    assert small.lost[1].is_dir()
+    use_disk(QuickDisk())
+    assert small.gc("--yes") == 0
+    assert tree(small.lost[0]) == whole
+
+
+def test_a_broken_record_that_comes_meanwhile_leaves_all(small, monkeypatch, capsys):
+    found = find_garbage(small.store)
+    monkeypatch.setattr(store_gc, "find_garbage", lambda store: found)
+    (small.run() / "run.json").write_text("{")
+    before = tree(small.store)
+    assert small.gc("--yes") == CorruptError.exit_code
+    assert tree(small.store) == before
+    assert "run.json" in capsys.readouterr().out
+
+
+def test_runs_are_read_a_few_times_for_all_removals(lab, use_disk, monkeypatch):
+    use_disk(QuickDisk())
+    for number in range(12):
+        lab.stage("weights", of=number)
+    lab.run()
+    read, count = survey_runs.read_record, []
+    monkeypatch.setattr(
+        survey_runs, "read_record", lambda path: (count.append(path), read(path))[1]
+    )
+    monkeypatch.setattr(garbage, "BATCH", 5)
+    lab.gc("--yes")
+    assert not lab.folders()
+    assert len(count) == 1 + 3 * 2  # to find them, and twice for each batch
 
 
 # --- a run that begins meanwhile -------------------------------------------------------------
@@ -515,20 +667,22 @@ class Beginning:
             self.made = True
 
 
-def publish_run(folder, store, stages, run_id="0"):
+def publish_run(folder, store, stages, run_id="0", **more):
     """Leave the record of a run, as one does at its begin."""
     folder.mkdir(parents=True, exist_ok=True)
     document = {"config": {}, "store": os.path.relpath(store, folder), "run_id": run_id}
-    document |= {"stages": stages, "imported": None, "imported_statistics": None}
+    document |= {"stages": stages, "imported": None, "imported_statistics": None, **more}
     publish_record(folder, store, document)
 
 
-def hooked(monkeypatch, take):
-    """Call `take(name)` before each thing that a removal does."""
+def hooked(monkeypatch, take, only=""):
+    """Call `take(name)` before each thing that a removal does, to one of its folders if `only` is
+    the name of one."""
 
     def before(name, real):
         def call(*arguments):
-            take(name)
+            if name in ("needed", "runs_of") or arguments[0].name.startswith(only):
+                take(name)
             return real(*arguments)
 
         return call
@@ -540,20 +694,28 @@ def hooked(monkeypatch, take):
 @pytest.mark.parametrize("refresh", [False, pytest.param(True, marks=pytest.mark.slow)])
 @shows("P5", "a run begins while `store gc` removes its stage: steps of both in every order")
 def test_a_run_may_begin_at_any_moment_of_a_removal(tmp_path, use_disk, monkeypatch, refresh):
-    """Its record, folder, stage.json and data at every order of moments: none is lost."""
+    """Its record, folder, stage.json and data at every order of moments: none is lost. A second
+    stage is removed with it, and goes or comes back as a whole."""
     use_disk(QuickDisk())
-    stopped = kept = anew = 0
+    stopped = kept = anew = back = 0
     state = {}
-    hooked(monkeypatch, lambda name: state["run"].take(state["plan"].count(HOOKS.index(name))))
+    mark = mark_of(CONDITIONING[1])[:12]
+    hooked(monkeypatch, lambda n: state["run"].take(state["plan"].count(HOOKS.index(n))), mark)
     for number, plan in enumerate(combinations_with_replacement(range(len(HOOKS) + 1), 4)):
         lab = Lab(tmp_path / str(number) / "outputs")
         folder = lab.stage("conditioning", **inputs_of(CONDITIONING[1])).folder
-        found = garbage.Garbage(folder, 0, garbage.UNREFERRED)
+        other = lab.stage("weights", of=1).folder
+        places = (folder, other) if number % 2 else (other, folder)
+        found = [garbage.Garbage(place, 0, garbage.UNREFERRED) for place in places]
+        whole_other = tree(other)
         before = (folder / SHARD).stat().st_ino, (folder / SHARD).read_bytes()
         place = lab.outputs.parent / ("elsewhere" if refresh else "outputs") / "x"
         run = Beginning(lab, place, refresh=refresh)
         state |= {"run": run, "plan": plan}
-        remove(found, lab.store)
+        remove_all(found, lab.store)
+        assert tree(other) in ({}, whole_other), plan
+        assert not list(lab.store.glob("*/*.removed-*")), plan
+        back += other.exists()
         run.take(plan.count(len(HOOKS)))
         run.take(4)  # what hooks that were not come to left over
         if run.error is not None:
@@ -569,7 +731,9 @@ def test_a_run_may_begin_at_any_moment_of_a_removal(tmp_path, use_disk, monkeypa
         same = (folder / SHARD).stat().st_ino == before[0]
         assert same or run.made, plan
         kept, anew = kept + same, anew + run.made
-        assert remove(found, lab.store) is False, plan
+        assert folder in [each.path for each in remove_all(found, lab.store)], plan
+        assert not other.exists(), plan
+    assert 10 < back < number - 10
     assert kept > 10
     assert anew > 10
     assert refresh or stopped < number / 4
@@ -593,7 +757,7 @@ def test_a_repair_at_any_moment_of_a_removal_loses_nothing(tmp_path, use_disk, m
 
         with monkeypatch.context() as patch:
             hooked(patch, mend)
-            assert remove(garbage.Garbage(folder, 0, garbage.UNREFERRED), lab.store)
+            assert not remove_all([garbage.Garbage(folder, 0, garbage.UNREFERRED)], lab.store)
         assert not folder.exists()
         lab.stage("conditioning", **inputs_of(CONDITIONING[1]))
         assert (folder / SHARD).read_bytes() == shard
@@ -648,10 +812,76 @@ def test_a_run_with_a_folder_elsewhere_keeps_its_stages(small, elsewhere, capsys
 
 
 def test_runs_below_the_output_folder_leave_no_pointer(small):
-    publish_run(small.outputs / "mine" / "x", small.store, {"conditioning": "0" * 64})
+    for name in ("runs", "sweeps"):
+        publish_run(small.outputs / name / "x", small.store, {"conditioning": "0" * 64})
     assert pointed(small) == set()
     publish_run(small.store / "x", small.store, {"conditioning": mark_of(CONDITIONING[1])})
     assert pointed(small) == {"0.json"}  # nobody looks for runs in the store
+
+
+def test_a_run_beside_a_store_is_seen_from_a_link_to_it(small, tmp_path):
+    """Though what lies there may be anybody's, and is not looked through."""
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "store").symlink_to(small.store)
+    publish_run(small.outputs / "a" / "x", small.store, {"conditioning": mark_of(CONDITIONING[1])})
+    (small.outputs / "others").mkdir()
+    (small.outputs / "others" / "run.json").write_text("{")
+    store_gc.gc([str(tmp_path / "linked"), "--yes"])
+    assert len(small.folders() - {small.store / "runs"}) == 5 + 1
+    assert small.lost[0].is_dir()
+    with pytest.raises(CorruptError):
+        small.gc("--yes")
+
+
+@pytest.fixture
+def reading(small, tmp_path):
+    """Leave the record of a run over files of another store than its own."""
+
+    def publish(kind, path, folder=None):
+        more = {"path": str(path), "sha256": ""} if kind == "imported" else str(path)
+        other = tmp_path / "other"
+        folder = folder or other / "runs" / "x"
+        publish_run(folder, other / "store", {}, **{kind: more})
+        assert (folder / "run.json").is_file()
+        assert not (other / "store").exists()  # it needs none
+        return folder
+
+    return publish
+
+
+@pytest.mark.parametrize("kind", ["imported", "imported_statistics"])
+def test_what_a_run_over_another_store_reads_is_kept(small, reading, kind):
+    stage = small.stage("statistics", other=1).folder
+    folder = reading(kind, stage / SHARD if kind == "imported" else stage)
+    small.gc("--yes")
+    assert stage.is_dir()
+    assert pointed(small) == {"0.json"}
+    shutil.rmtree(folder)
+    small.gc("--yes")
+    assert not stage.exists()
+    assert pointed(small) == set()
+
+
+def test_runs_over_files_that_are_always_kept_leave_no_pointer(small, reading, tmp_path):
+    reading("imported", small.stage("imported", kind="images").path(SHARD))
+    (tmp_path / "x.npz").touch()
+    reading("imported", tmp_path / "x.npz")
+    reading("imported_statistics", small.lost[0], small.outputs / "runs" / "x")
+    assert pointed(small) == set()
+
+
+def test_a_run_without_stages_needs_no_store(tmp_path):
+    (tmp_path / "other").write_text("no folder can be made here")
+    publish_run(tmp_path / "x", tmp_path / "other" / "store", {}, imported_statistics="/none")
+    with pytest.raises(StorageError):
+        publish_run(tmp_path / "x", tmp_path / "other" / "store", {"conditioning": "0" * 64})
+
+
+def test_a_store_of_others_that_cannot_be_written_is_a_warning(small, reading, caplog):
+    (small.store / "runs").write_text("no folder can be made here")
+    reading("imported_statistics", small.lost[0])
+    (told,) = caplog.messages
+    assert f"gc` of {small.store} will not know of this run" in told
 
 
 def unmount(folder, monkeypatch=None):
@@ -668,7 +898,13 @@ def other_host(folder, monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "other")
 
 
-@pytest.mark.parametrize("change", [unmount, unmount_at_the_root, other_host])
+def mount_another(folder, monkeypatch):
+    """A disk whose first folder has the number that that of the run's disk had."""
+    shutil.rmtree(folder)
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == folder.parent)
+
+
+@pytest.mark.parametrize("change", [unmount, unmount_at_the_root, other_host, mount_another])
 def test_a_run_that_cannot_be_reached_keeps_its_stages(
     small, elsewhere, capsys, monkeypatch, change
 ):

@@ -82,7 +82,7 @@ def test_a_folder_of_another_fingerprint_is_refused(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"schema": 1}'])
 def test_a_damaged_stage_file_is_corrupt(tmp_path, data):
     open_stage(tmp_path).path("stage.json").write_bytes(data)
-    with pytest.raises(CorruptError, match=r"stage\.json is corrupt: .*; restore it, or move"):
+    with pytest.raises(CorruptError, match=r"stage\.json is corrupt: .*; restore it, or have"):
         open_stage(tmp_path)
 
 

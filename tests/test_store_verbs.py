@@ -258,7 +258,7 @@ def test_an_unfinished_stage_is_no_corrupt_one(sampled, call, verified):
     code, findings = verified(sampled)
     assert code == 0
     assert kinds(findings) == [("warning", "gap", None)]
-    assert "1 trajectories are missing, the first is 4" in findings[0]["words"]
+    assert "1 trajectory missing, the first is 4" in findings[0]["words"]
     listed = json.loads(call("ls", "--json", sampled)[1])["stages"]
     assert [each["state"] for each in listed] == ["sealed", "unfinished"]
     assert listed[1]["leftovers"] == {"000002.safetensors.claim": 2}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,6 @@ def read(folder: str | Path) -> RunResult:
     found.pop("composed", None)
     if store := found.get("store"):
         found["store"] = folder / store
-    found["selections"] = _named(found.get("selections", ()), found["config"])
     return RunResult(folder, **_judged(found, notes, exists=folder.is_dir()))
 
 
@@ -163,17 +162,6 @@ def _selected(found: Any, *, own: bool) -> Selected:
     )
 
 
-def _named(selections: tuple[Selected, ...], config: Mapping[str, Any]) -> tuple[Selected, ...]:
-    """The run's own selection under the name of its rule: the analysis holds selections of the
-    same steps once, under the first one's."""
-    chosen = config.get("timestep_selection")
-    target = chosen.get("_target_") if isinstance(chosen, Mapping) else None
-    if not isinstance(target, str):
-        return selections
-    rule = target.rpartition(".")[2]
-    return tuple(replace(each, rule=rule) if each.own else each for each in selections)
-
-
 def _overrides(path: Path) -> dict[str, Any]:
     found = OmegaConf.to_container(_yaml(path))
     if not isinstance(found, list):
@@ -193,11 +181,12 @@ _FILES: dict[str, Callable[[Path], dict[str, Any]]] = {
     ".hydra/overrides.yaml": _overrides,
     ".hydra/config.yaml": _composed,
 }
+_LARGEST = 2**26  # bytes; the analysis of 300 sites at 300 steps has 8 million
 _NEEDED = ("summary.json", "run.json")
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return read_object(path)
+    return read_object(path, most=_LARGEST)
 
 
 def _yaml(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,13 @@ def hydra_complains(error: BaseException) -> bool:
     return any(name.split(".")[0] in ("hydra", "omegaconf", "yaml", "antlr4") for name in origins)
 
 
+# What Hydra adds for its own users, advice that is wrong here included.
+_ABOUT_HYDRA = re.compile(
+    r"Config search path|Set the environment variable|To append to your config use|full_key: |"
+    r"See https://hydra"
+)
+
+
 def one_line(error: BaseException) -> str:
     """Hydra's message (and its cause's) without search paths and line breaks."""
     if (how := missing_plugin(error)) is not None:
@@ -58,7 +66,7 @@ def one_line(error: BaseException) -> str:
     parts = []
     for each in (error, error.__cause__):
         text = str(each) if each is not None else ""
-        kept = text.split("Config search path")[0].split("Set the environment variable")[0]
+        kept = _ABOUT_HYDRA.split(text)[0]
         parts.append(" ".join(kept.split()))
     return ". ".join(dict.fromkeys(part.rstrip(".") for part in parts if part))
 

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taqdit.store.digest import parse_object
+from taqdit.store.digest import parse_bounded
 
-# The format allows 100 MB; the transformer of SD3 takes 0.1 MB. Little enough that a hostile header
-# costs neither time nor memory.
-LONGEST_HEADER = 2**20
+# The format allows 100 MB; the transformer of SD3 takes 0.1 MB, a picture among the metadata 1 MB.
+# Little enough that a hostile header costs neither time nor memory.
+LONGEST_HEADER = 2**22
 _LONGEST_SIDE, _MOST_AXES = 2**40, 16
 _ITEM_SIZES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"), 1),
@@ -40,7 +40,7 @@ def read(path: Path) -> dict[str, tuple[int, ...]]:
             held = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= LONGEST_HEADER:
-                raise ValueError(f"header of {length} bytes")
+                raise ValueError(f"header of {length:,} bytes, at most {LONGEST_HEADER:,} are read")
             text = file.read(length)
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from error
@@ -63,7 +63,7 @@ def count(path: Path, *, having: str = "") -> int:
 
 def _tensors(text: bytes) -> dict[str, _Tensor]:
     """What a header says. ValueError where the format does not allow it."""
-    header = parse_object(text)
+    header = parse_bounded(text)
     about = header.pop("__metadata__", {})
     if not isinstance(about, dict) or not all(isinstance(each, str) for each in about.values()):
         raise ValueError("its metadata are not texts by name")

@@ -24,12 +24,15 @@ def sample_and_trace(
         if pending:
             stage.admit(bench.backend, allow_change=plan.allow_backend_change)
         statistics = None
-        if trace:
-            statistics = _trace(bench, work, pending)
-        else:
-            progress.start(work.steps_missing)
-            work.complete(pending, NoTracing())
-        report.made, report.reused = work.made, plan.trajectories_computed - work.made
+        try:
+            if trace:
+                statistics = _trace(bench, work, pending)
+            else:
+                progress.start(work.steps_missing)
+                work.complete(pending, NoTracing())
+        finally:
+            report.made = work.made
+        report.reused = plan.trajectories_computed - work.made
         if not stage.is_claimed(CLAIM):  # else the process that is at work seals it
             seal(stage)
         found = TrajectorySet(stage, count=plan.sampler.num_trajectories, prompts=plan.prompts)
@@ -44,7 +47,10 @@ def _trace(bench: Bench, work: TrajectoryWork, pending: list[int]) -> Statistics
             if tracing.missing:
                 stage.admit(bench.backend, allow_change=bench.plan.allow_backend_change)
             work.progress.start(work.steps_missing + tracing.steps_to_replay(pending))
-            work.complete(pending, tracing)
-            report.made, report.reused = tracing.made, bench.plan.schedule.num_steps - tracing.made
+            try:
+                work.complete(pending, tracing)
+            finally:
+                report.made = tracing.made
+            report.reused = bench.plan.schedule.num_steps - tracing.made
         tracing.seal()
         return Statistics(stage, extent=tracing.extent)

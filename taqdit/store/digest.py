@@ -14,6 +14,7 @@ from taqdit.store.disk import guarded
 
 MAX_DOCUMENT, MAX_STAMPED = 2**23, 2**28  # bytes; the latter is a seal of 2.5 million files
 _FREE_VALUES, _BYTES_EACH = 2**16, 24  # lists, objects and texts of a document; a seal has 31
+_ADVICE = "; restore it, or have it moved aside (taqdit store repair) and make it again"
 _TEXT = re.compile(rb'"[^"]*"?')
 
 
@@ -71,9 +72,14 @@ def read_object(path: Path, *, most: int = MAX_DOCUMENT) -> dict[str, Any]:
     """The JSON object in a file. OSError when it cannot be read; ValueError for anything else, and
     for what would take far more memory than the file has bytes."""
     with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size > most:
-            raise ValueError(f"it has more than {most:,} bytes")
-        data = file.read()
+        data = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)  # a pipe has no size
+    if len(data) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return parse_bounded(data)
+
+
+def parse_bounded(data: bytes) -> dict[str, Any]:
+    """A JSON object that takes little more memory than its bytes. ValueError for anything else."""
     bare = _TEXT.sub(b'"', data.replace(b"\\\\", b"").replace(b'\\"', b""))
     if sum(map(bare.count, (b"[", b"{", b'"'))) > _FREE_VALUES + len(data) // _BYTES_EACH:
         raise ValueError("it holds more lists, objects and texts than any document of taqdit")
@@ -124,6 +130,9 @@ def texts_by_name(pairs: Any) -> dict[str, str] | None:
 
 def corrupt(path: Path, reason: str) -> CorruptError:
     """The error to raise for a file that does not hold what was written."""
-    return CorruptError(
-        f"{path} is corrupt: {reason}; restore it, or move it away and make it again"
-    )
+    return CorruptError(f"{path} is corrupt: {reason}{_ADVICE}")
+
+
+def reason_of(error: Exception, path: Path) -> str:
+    """What is wrong with a file, without its path and what to do about it."""
+    return str(error).removeprefix(f"{path} is corrupt: ").removesuffix(_ADVICE)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from taqdit.store.digest import parse_object
+from taqdit.store.digest import parse_bounded
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -30,8 +30,8 @@ DTYPES = {
     "I64": np.dtype("<i8"),
     "F64": np.dtype("<f8"),
 }
-# Room for some 4,000 tensors; little enough that a hostile header costs neither time nor memory.
-MAX_HEADER = 2**19
+# Room for some 15,000 tensors; little enough that a hostile header costs neither time nor memory.
+MAX_HEADER = 2**21
 _METADATA = "__metadata__"
 _KEY = "taqdit"
 _MOST_AXES, _LONGEST_AXIS = 100, 2**80  # beyond what numpy takes; their product is soon made
@@ -86,7 +86,7 @@ def parse(data: Bytes) -> tuple[str, dict[Spec, Bytes]]:
     if len(data) < 8 or length > min(len(data) - 8, MAX_HEADER):
         raise ValueError(f"its header cannot have {length} bytes, the file has {len(data)}")
     header = data[: 8 + length].tobytes()
-    fields = parse_object(header[8:])
+    fields = parse_bounded(header[8:])
     metadata = _metadata(fields.pop(_METADATA, None))
     specs = [_spec(name, field) for name, field in fields.items()]
     if make_header(metadata, specs) != header:

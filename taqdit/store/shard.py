@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from taqdit.store import layout
-from taqdit.store.digest import canonical_json, corrupt, parse_object
+from taqdit.store.digest import canonical_json, corrupt, parse_bounded
 from taqdit.store.disk import guarded, publish
 from taqdit.store.layout import Bytes, Spec
 
@@ -83,7 +83,7 @@ def _verified(path: Path, kind: str | None) -> tuple[dict[str, Any], dict[Spec, 
     data = _mapped(path)
     try:
         text, parts = layout.parse(data)
-        metadata = parse_object(text)
+        metadata = parse_bounded(text.encode())
         _check(metadata, text, parts, kind)
     except ValueError as error:
         raise corrupt(path, str(error)) from error

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from taqdit.errors import CorruptError, InputError, StorageError
-from taqdit.store import disk, parallel
+from taqdit.store import digest, disk, parallel
 from taqdit.store.aside import set_aside
 from taqdit.store.backends import among, described
 from taqdit.store.claim import claim, claimants, idle
-from taqdit.store.digest import corrupt, is_stage, read_stamped, sha256_file, stamp, texts_by_name
+from taqdit.store.digest import corrupt, read_stamped, stamp
 from taqdit.store.shard import Shard, read_shard, verify_shard, write_shard
 
 SCHEMA = 1
@@ -179,7 +179,7 @@ class Stage:
         target = next(path for path in candidates if not path.exists())
         disk.move(self.path(file_name), target)
         self.moved_aside.append((file_name, reason))
-        _log.warning("%s is moved aside to %s: %s", file_name, target, reason)
+        _log.warning("%s is moved aside to %s: %s", self.path(file_name), target.name, reason)
         return target
 
     def discard(self, names: Iterable[str]) -> None:
@@ -211,7 +211,7 @@ class Stage:
         except CorruptError as error:
             _log.warning("%s", error)
             return None
-        return texts_by_name(seal.get("files")) if seal.get("schema") == SCHEMA else None
+        return digest.texts_by_name(seal.get("files")) if seal.get("schema") == SCHEMA else None
 
     def unsealed_or_changed(self, names: Iterable[str]) -> bool:
         """Whether to seal (again): the seal does not list exactly the data files there are, or
@@ -242,7 +242,7 @@ class Stage:
     def _digest(self, name: str) -> str | None:
         """SHA-256 of a file; None if another process has removed it meanwhile."""
         try:
-            return sha256_file(self.path(name))
+            return digest.sha256_file(self.path(name))
         except StorageError:
             if self.path(name).exists():
                 raise
@@ -252,9 +252,7 @@ class Stage:
         if self.names():
             if self.path(_STAGE).exists():
                 return  # another process founded the stage meanwhile, and is at work
-            raise corrupt(
-                self.folder, f"it holds data but no {_STAGE}; refresh=[{self.name}] sets it aside"
-            )
+            raise corrupt(self.folder, f"it holds data but no {_STAGE}")
         document = {
             "schema": SCHEMA,
             "stage": self.name,
@@ -273,7 +271,7 @@ class Stage:
                 f"{path} has schema {repr(document.get('schema'))[:40]}, this version reads "
                 f"{SCHEMA}; use another output_dir"
             )
-        if not is_stage(document):
+        if not digest.is_stage(document):
             raise corrupt(path, "its inputs or backends are none")
         if (mark := document.get("fingerprint")) != self.fingerprint:
             raise StorageError(
@@ -301,7 +299,7 @@ class Stage:
         if self.path(name).exists():  # else another process moved it aside meanwhile
             if isinstance(found, StorageError):
                 raise found
-            self.quarantine(name, str(found))
+            self.quarantine(name, digest.reason_of(found, self.path(name)))
         return False
 
 

@@ -17,6 +17,7 @@ from taqdit.statistics import Layout, StepStatistics
 from taqdit.store import Shard, sha256_hex
 from taqdit.survey.checks import Alike, Check, Problem, Unknown, not_finite, told
 from taqdit.survey.latents import LatentLook
+from taqdit.survey.words import counted
 
 _STEP = re.compile(r"(trajectories|checkpoint|part)_(\d{7,})_step_(\d{4,})\.safetensors")
 _INDEX = re.compile(r"(\d{6,})\.(safetensors|png)")
@@ -117,7 +118,7 @@ class Trajectories(Check):
         size = int(self.inputs["batch_size"])
         wanted = -(-(max(shards, default=-1) + 1) // size) * size
         if left := wanted - len(shards):
-            words = f"{left} trajectories are missing, the first is {_first_gap(shards)}"
+            words = f"{counted(left, 'trajectory')} missing, the first is {_first_gap(shards)}"
             yield None, "gap", words + "; a run that needs them samples them"
         for number in sorted(there - shards):
             yield picture_name(number), "gap", "it is an image without a trajectory"

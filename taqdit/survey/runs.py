@@ -1,13 +1,13 @@
 """The runs that use a store: what the record (run.json) of each of them refers to.
 
-Runs are found below the output folder. One whose folder lies elsewhere left a pointer in the store
-(see `taqdit.record.publish_record`): it counts until its folder has been deleted, and for as long
-as nobody can tell.
+Runs are found below the output folder. One whose folder lies elsewhere left a pointer in each store
+that it refers to (see `taqdit.record.publish_record`): it counts until its folder has been deleted,
+and for as long as nobody can tell.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from taqdit.errors import CorruptError, InputError, StorageError, TaqditError
-from taqdit.record import POINTERS, RECORD
+from taqdit.record import FOLDERS, POINTERS, RECORD
 from taqdit.store import disk
-from taqdit.store.digest import corrupt, read_stamped
+from taqdit.store.digest import corrupt, read_object, read_stamped
 
 MOST_TRAJECTORIES = 2**20  # as sampler.num_trajectories may be
 _INSIDE_A_RUN = {"figures", "wandb", ".hydra"}  # large, and no place for another run
@@ -58,10 +58,13 @@ def runs_of(store: Path) -> list[RunFound]:
 
     Runs that use another store are among them: `RunFound.store` tells.
     """
-    places = dict.fromkeys((store.parent.resolve(), store.resolve().parent))  # it may be a link
+    here, target = store.parent.resolve(), store.resolve().parent
+    places = [(here, here)]
+    if target != here:  # it is a link; what lies beside its target may be anybody's
+        places += [(target, target / name) for name in FOLDERS]
     found: dict[Path, tuple[list[str], RunFound]] = {}
-    for outputs in places:
-        for run in _below(outputs, store.resolve()):
+    for outputs, place in places:
+        for run in _below(place, store.resolve()):
             # Runs and sweeps lie apart: below either, folders are named by date and time.
             date = [*run.folder.relative_to(outputs).parts[1:]]
             found.setdefault(run.folder.resolve(), (date, run))
@@ -84,22 +87,25 @@ def pointed_to(pointer: Path) -> RunFound | None:
     """The run that left this pointer; None once its folder has been deleted.
 
     It has, if no record is there while the folder above it is the one that it was, on the same
-    host; otherwise a disk may merely not be mounted.
+    host, and no mount point; otherwise a disk may merely not be mounted.
     """
     try:
         left = _read_pointer(pointer)
+        referred = _referred(left, pointer)
     except TaqditError as problem:
         return RunFound(pointer, problem=problem)
     folder = Path(left["folder"])
     try:
         if (folder / RECORD).is_file():
             return _read(folder)
-        same = folder.parent.stat().st_ino == left["parent"]
+        # The first folder of every disk has the same number.
+        mounted = os.path.ismount(folder.parent)
+        same = not mounted and folder.parent.stat().st_ino == left["parent"]
     except OSError:
         same = False
     if same and left["host"] == socket.gethostname():
         return None
-    return RunFound(folder, pointer.parents[1].resolve(), *_referred(left), pointer=pointer)
+    return RunFound(folder, pointer.parents[1].resolve(), *referred, pointer=pointer)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -109,15 +115,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / RECORD
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_object(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder} is no run's folder: it has no {RECORD}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CorruptError(f"{path} cannot be read as JSON ({error})") from error
     needed = {"config": dict, "store": str, "stages": dict}
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(key), kind) for key, kind in needed.items()
-    ):
+    if not all(isinstance(found.get(key), kind) for key, kind in needed.items()):
         raise CorruptError(f"{path} is no record of a run; it must hold {', '.join(needed)}")
     return found
 
@@ -140,7 +144,8 @@ def images_asked(record: Mapping[str, Any]) -> bool:
 
 def _below(outputs: Path, store: Path) -> Iterator[RunFound]:
     """The runs below a folder, the store left out; links are followed. Where a folder cannot be
-    listed, that is a run's problem: there may be one in it."""
+    listed, that is a run's problem: there may be one in it. The system's own folders (lost+found,
+    .Trashes) are passed over then."""
     waiting, seen = [outputs], {store}
     while waiting:
         folder = waiting.pop()
@@ -150,10 +155,12 @@ def _below(outputs: Path, store: Path) -> Iterator[RunFound]:
         try:
             with disk.guarded("list", folder):
                 inner = sorted(path for path in folder.iterdir() if path.is_dir())
+                recorded = (folder / RECORD).exists()
         except StorageError as problem:
-            yield RunFound(folder, problem=problem)
+            if not (folder.name.startswith(".") or folder.name == "lost+found"):
+                yield RunFound(folder, problem=problem)
             continue
-        if (folder / RECORD).exists():
+        if recorded:
             yield _read(folder)
             inner = [path for path in inner if path.name not in _INSIDE_A_RUN]
         waiting.extend(inner)
@@ -162,6 +169,8 @@ def _below(outputs: Path, store: Path) -> Iterator[RunFound]:
 def _read(folder: Path) -> RunFound:
     try:
         record = read_record(folder)
+        store = _place(folder / record["store"], folder / RECORD)
+        referred = _referred(record, folder / RECORD)
     except TaqditError as problem:
         return RunFound(folder, problem=problem)
     rule = _part(record, "timestep_selection").get("_target_")
@@ -171,21 +180,29 @@ def _read(folder: Path) -> RunFound:
         count = 0
     return RunFound(
         folder,
-        (folder / record["store"]).resolve(),
-        *_referred(record),
+        store,
+        *referred,
         rule=rule if isinstance(rule, str) else None,
         trajectories=count,
         images=images_asked(record),
     )
 
 
-def _referred(record: Mapping[str, Any]) -> tuple[dict[str, str], tuple[Path, ...]]:
+def _referred(record: Mapping[str, Any], file: Path) -> tuple[dict[str, str], tuple[Path, ...]]:
     """The stages by their fingerprints, and files and folders made elsewhere."""
     imported = record.get("imported")
     named = [imported.get("path") if isinstance(imported, dict) else None]
     named.append(record.get("imported_statistics"))
     marks = {str(name): str(mark) for name, mark in record["stages"].items()}
-    return marks, tuple(Path(each).resolve() for each in named if isinstance(each, str))
+    return marks, tuple(_place(each, file) for each in named if isinstance(each, str))
+
+
+def _place(path: str | Path, file: Path) -> Path:
+    """A path in full that stands in a file. CorruptError for what is none."""
+    try:
+        return Path(path).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise corrupt(file, f"{str(path)[-80:]!r} is no path ({error})") from error
 
 
 def _read_pointer(path: Path) -> dict[str, Any]:
@@ -193,6 +210,7 @@ def _read_pointer(path: Path) -> dict[str, Any]:
     needed = {"folder": str, "host": str, "parent": int, "stages": dict}
     if not all(isinstance(found.get(key), kind) for key, kind in needed.items()):
         raise corrupt(path, f"it must hold {', '.join(needed)}")
+    _place(found["folder"], path)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ from typing import Any
 from taqdit.activations import CHECKPOINT, PART
 from taqdit.errors import CorruptError, StorageError
 from taqdit.store.aside import REMOVED, REPLACED
-from taqdit.store.digest import read_stamped
+from taqdit.store.digest import is_stage, read_stamped, reason_of, texts_by_name
 from taqdit.store.disk import guarded
 from taqdit.store.held import is_held
 from taqdit.store.stage import DATA, SCHEMA
@@ -268,8 +268,8 @@ def _strange(document: Mapping[str, Any], folder: Path) -> str | None:
     if document.get("schema") != SCHEMA:
         return None
     mark = document.get("fingerprint")
-    if not (isinstance(mark, str) and isinstance(document.get("inputs"), dict)):
-        return "it names no fingerprint or no inputs"
+    if not (isinstance(mark, str) and is_stage(document)):
+        return "it names no fingerprint, inputs or backends"
     if (document.get("stage"), mark[:12]) != (folder.parent.name, folder.name):
         return f"it belongs to {document.get('stage')}/{mark[:12]}"
     return None
@@ -279,14 +279,7 @@ def _seal(path: Path, there: bool, faults: dict[str, str]) -> dict[str, str] | N
     document = _stamped(path, there, faults)
     if document is None or document.get("schema") != SCHEMA:
         return None
-    files = document.get("files")
-    pairs: Iterable[Any] = files if isinstance(files, list) else ()
-    return {
-        str(each[0]): str(each[1]) for each in pairs if isinstance(each, list) and len(each) == 2
-    }
-
-
-def reason_of(error: Exception, path: Path) -> str:
-    """What is wrong with a file, without its path and what to do about it."""
-    words = str(error).removeprefix(f"{path} is corrupt: ")
-    return words.partition("; restore it, or move it away")[0]
+    found = texts_by_name(document.get("files"))
+    if found is None:
+        faults[SEAL] = "it holds no list of files"
+    return found

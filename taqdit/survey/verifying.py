@@ -16,9 +16,10 @@ from pathlib import Path
 from taqdit.errors import CorruptError, StorageError
 from taqdit.images import picture_owner, read_picture
 from taqdit.store import canonical_json, read_shard, sha256_file, sha256_hex
+from taqdit.store.digest import reason_of
 from taqdit.survey.checks import WARNINGS, Check, Problem
 from taqdit.survey.kinds import check_of
-from taqdit.survey.stages import IMPORTED, SEAL, STAGE, Surveyed, reason_of
+from taqdit.survey.stages import IMPORTED, SEAL, STAGE, Surveyed
 
 CORRUPT, WARNING = "corrupt", "warning"
 _INCOMPLETE = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import stat
+from codecs import BOM_UTF8
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class ForeignImages:
             raise InputError(f"{path} has more than {MAX_IMAGES:,} lines")
         names = [
             _name(line, f"{path}, line {number}")
-            for number, line in enumerate(io.BytesIO(text), start=1)
+            for number, line in enumerate(io.BytesIO(text.removeprefix(BOM_UTF8)), start=1)
             if line.strip()
         ]
         if not names:

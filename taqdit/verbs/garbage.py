@@ -3,14 +3,14 @@
 Nothing but the order of looking and renaming keeps a run and a removal apart:
 
 - A run writes down what it refers to (`publish_record`), and only then looks for any stage.
-- A removal looks at the runs, renames the folder away, looks at the runs again, and deletes.
+- A removal looks at the runs, renames folders away, looks at the runs again, and deletes them.
 
 A run whose record is there at the first look keeps its stages. One whose record comes between the
-looks is seen at the second, and the folder is put back, unless that run has made its own
-meanwhile, which then stays. One whose record comes later looks after the folder has gone: it finds
-nothing and makes its own. So no stage goes that a run has found, and none comes back over what a
-run has made. A run that looks in the instant between the renamings may find the stage gone under
-its hands: it then ends with a StorageError, has lost nothing, and finds the stage when it is
+looks is seen at the second, and all the folders are put back, but for what that run has made itself
+meanwhile, which then stays. One whose record comes later looks after the folders have gone: it
+finds nothing and makes its own. So no stage goes that a run has found, and none comes back over
+what a run has made. A run that looks in the instant between the renamings may find a stage gone
+under its hands: it then ends with a StorageError, has lost nothing, and finds the stage when it is
 started again.
 
 `refresh` and `repair` rename folders too. Each renaming holds the claim beside the folder, and one
@@ -23,10 +23,13 @@ folder next. A network file system may show other hosts an old list for some sec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from taqdit.errors import TaqditError
 from taqdit.record import POINTERS
 from taqdit.store import disk
 from taqdit.store.aside import FIRST, REMOVED, claim_of, delete, put_back, rename_away
@@ -43,6 +46,7 @@ INTERRUPTED = "left by a removal that was cut off"
 BAD = "moved aside as damaged"
 LEFTOVER = "left by a process that has died"
 DELETED = "its run is gone from the folder that it names"
+BATCH = 100  # stages whose claims are held at once: each is an open file, of which macOS allows 256
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,38 @@ def find_garbage(store: Path) -> Found:
     return Found(garbage, [each.folder for each in free if each.held], len(kept), there)
 
 
-def remove(garbage: Garbage, store: Path) -> bool:
-    """Remove it; False if it is needed or in use by now, or gone."""
+def remove_all(garbage: Sequence[Garbage], store: Path) -> dict[Garbage, TaqditError | None]:
+    """Remove it. What is left, with the error that says why; None: it is needed or in use by now,
+    or gone."""
+    left: dict[Garbage, TaqditError | None] = dict.fromkeys(garbage)
+    stages = {}
+    for each in garbage:
+        with _noted(left, each):
+            if each.why == UNREFERRED:
+                stages[each.path] = each
+            elif _remove(each):
+                del left[each]
+            elif each.why == INTERRUPTED and not each.path.exists():
+                stages[_before(each.path)] = each  # put back, to be judged anew
+    folders = [*stages]
+    for start in range(0, len(folders), BATCH):
+        batch = folders[start : start + BATCH]
+        try:
+            kept = _remove_stages(batch, store)
+        except TaqditError as problem:  # of a run that has just begun, say
+            kept = dict.fromkeys(batch, problem)
+        for folder in batch:
+            if folder in kept:
+                left[stages[folder]] = kept[folder]
+            else:
+                del left[stages[folder]]
+    return left
+
+
+def _remove(garbage: Garbage) -> bool:
     path = garbage.path
-    if garbage.why == UNREFERRED:
-        return _remove_stage(path, store)
     if garbage.why == INTERRUPTED:
-        return _finish(path, store)
+        return _finish(path)
     if garbage.why == LEFTOVER:
         disk.discard_dead(path)
         return not path.exists()
@@ -91,32 +120,61 @@ def remove(garbage: Garbage, store: Path) -> bool:
     return True
 
 
-def _remove_stage(folder: Path, store: Path) -> bool:
-    with claim(claim_of(folder)) as mine:
-        if not mine or not folder.is_dir() or survey_stage(folder).held:
-            return False
+def _remove_stages(folders: Sequence[Path], store: Path) -> dict[Path, TaqditError | None]:
+    """Remove the folders of stages; what is left."""
+    left: dict[Path, TaqditError | None] = dict.fromkeys(folders)
+    mine, away = [], {}
+    with ExitStack() as claims:
+        for folder in folders:
+            with _noted(left, folder):
+                obtained = claims.enter_context(claim(claim_of(folder)))
+                if obtained and folder.is_dir() and not survey_stage(folder).held:
+                    mine.append(folder)
         before = Survey.of(store)
-        if folder in needed(before):
-            return False
-        away = rename_away(folder, REMOVED)
-        if runs_of(store) != [*before.beside] and put_back(away, folder):
-            return False
-    delete(away)
-    return True
+        kept = needed(before)
+        for folder in mine:
+            with _noted(left, folder):
+                if folder not in kept:
+                    away[folder] = rename_away(folder, REMOVED)
+        if away and runs_of(store) != [*before.beside]:
+            for folder in [*away]:
+                with _noted(left, folder):
+                    removed = away.pop(folder)
+                    if not put_back(removed, folder):
+                        away[folder] = removed
+    for folder, removed in away.items():
+        with _noted(left, folder):
+            delete(removed)
+            del left[folder]
+    return left
 
 
-def _finish(away: Path, store: Path) -> bool:
-    """Finish a removal. A folder that is whole is put back, to be judged anew: a run that began
-    when the removal was cut off may refer to it."""
-    folder = away.with_name(away.name.partition(REMOVED)[0])
+@contextmanager
+def _noted(left: dict[Any, TaqditError | None], key: object) -> Iterator[None]:
+    try:
+        yield
+    except TaqditError as problem:
+        left[key] = problem
+
+
+def _finish(away: Path) -> bool:
+    """Finish a removal. A folder that is whole is put back (False), to be judged anew: a run that
+    began when the removal was cut off may refer to it."""
+    folder = _before(away)
     with claim(claim_of(folder)) as mine:
         if not mine or not away.is_dir():
             return False
-        back = (away / FIRST).exists() and put_back(away, folder)
-    if back:
-        return _remove_stage(folder, store)
+        with disk.guarded("read", away):
+            whole = (away / FIRST).exists()
+        if whole and put_back(away, folder):
+            return False
     delete(away)
     return True
+
+
+def _before(away: Path) -> Path:
+    """What a folder that was renamed away was called."""
+    return away.with_name(away.name.partition(REMOVED)[0])
 
 
 def _remnants(there: Survey) -> Iterator[Garbage]:
@@ -128,7 +186,9 @@ def _remnants(there: Survey) -> Iterator[Garbage]:
         elif folder.with_suffix("") in complete and not is_named(folder, there.beside):
             yield _garbage(folder, REPLACED)
     for stage in there.stages:
-        yield from (Garbage(stage.folder / name, size, BAD) for name, size in stage.aside.items())
+        if stage.kind != IMPORTED:  # nobody can make it again, and what is damaged may be mended
+            bad = stage.aside.items()
+            yield from (Garbage(stage.folder / name, size, BAD) for name, size in bad)
         dead = stage.leftovers.items()
         yield from (Garbage(stage.folder / name, size, LEFTOVER) for name, size in dead)
     left = [path for kind in (*KINDS, IMPORTED) for path in (there.store / kind).glob("*.claim")]

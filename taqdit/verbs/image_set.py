@@ -61,7 +61,10 @@ class ImageSet:
         store = folder / record["store"]
         stage = Stage.find(store, TRAJECTORIES, str(mark)) if mark else None
         if stage is None:
-            raise InputError(f"the run {folder} has no stored stage {TRAJECTORIES} in {store}")
+            raise InputError(
+                f"{folder} has no stage {TRAJECTORIES} in {store.resolve()}; taqdit rerun {folder}"
+                " makes it"
+            )
         return cls._of(stage, trajectories_asked(record), images_asked(record))
 
     @classmethod

@@ -68,15 +68,29 @@ def _shows(inputs: Inputs, marks: Collection[tuple[str, str]]) -> bool:
         return True
     statistics = inputs.get("statistics")
     shown = [("trajectories", inputs.get("trajectories"))]
-    shown += [("statistics", statistics[0])] if statistics else []
-    return all((kind, str(mark)) in marks for kind, mark in shown)
+    if statistics is not None:
+        shown.append(("statistics", statistics[0] if _listed(statistics) else None))
+    return all(not isinstance(mark, str) or (kind, mark) in marks for kind, mark in shown)
 
 
 def _analyses(known: Mapping[Surveyed, Inputs], found: Iterable[Surveyed]) -> set[Surveyed]:
     """The analyses of statistics that are referred to; all while some of those are not whole."""
-    entries = {s: inputs for s, inputs in known.items() if inputs and s.kind == "analysis"}
+    entries = {
+        s: inputs for s, inputs in known.items() if inputs is not None and s.kind == "analysis"
+    }
     statistics = [each for each in found if each.kind == "statistics"]
     digests = {digest for each in statistics for digest in digests_of(each)} if entries else set()
     if None in digests or any(each.state != SEALED for each in statistics):
         return set(entries)
-    return {s for s, inputs in entries.items() if not digests.isdisjoint(inputs["statistics"])}
+    return {s for s, inputs in entries.items() if _analyses_any(inputs.get("statistics"), digests)}
+
+
+def _analyses_any(statistics: Any, digests: Collection[str | None]) -> bool:
+    """Whether one of these is among the digests; so it is where they are no list of texts."""
+    if not _listed(statistics) or not all(isinstance(each, str) for each in statistics):
+        return True
+    return any(each in digests for each in statistics)
+
+
+def _listed(value: Any) -> bool:
+    return isinstance(value, list) and bool(value)

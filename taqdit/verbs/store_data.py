@@ -14,6 +14,7 @@ from taqdit.record import RECORD, relative
 from taqdit.store import make_folder, publish_json
 from taqdit.survey import find_store
 from taqdit.survey.stages import stages_of
+from taqdit.survey.words import counted
 from taqdit.trajectory import shard_name
 from taqdit.verbs.arguments import Arguments
 from taqdit.verbs.image_set import TRAJECTORIES, ImageSet, lacks
@@ -108,7 +109,7 @@ def export(arguments: Sequence[str]) -> int:
     given = parser.parse_args(list(arguments))
     made, there = export_run(given.run, given.to, given.format)
     print(f"export        {given.to}")
-    print(f"{'':<14}{made} files written, {there} were there already")
+    print(f"{'':<14}{counted(made, 'file')} written, {there} there already")
     return 0
 
 

@@ -11,19 +11,22 @@ from taqdit.errors import ConfigError
 from taqdit.preflight import size
 from taqdit.survey import find_store
 from taqdit.survey.words import counted
-from taqdit.verbs.garbage import Found, Garbage, find_garbage, remove
+from taqdit.verbs.garbage import Found, Garbage, find_garbage, remove_all
 from taqdit.verbs.store_look import notes, parser, tell
 
 
 def gc(arguments: Sequence[str]) -> int:
-    """Remove what no run refers to; lists it and asks first.
+    """Remove what no run refers to; lists it and asks first. What cannot be removed is told, and
+    the rest removed: the exit code is that of the first error.
 
     ConfigError where nobody can be asked and --yes is not given; as `find_garbage` otherwise.
     """
     found = parser(
         "gc",
         "List what no run refers to, ask, and remove it. A run counts while its folder lies where"
-        " it was made, or below the output folder.",
+        " it was made, or below the output folder; of one made elsewhere by a version of taqdit"
+        " that left nothing in STORE/runs, nobody knows. The exit code is 4 if something cannot be"
+        " removed.",
     )
     found.add_argument("--yes", action="store_true", help="do not ask")
     found.add_argument("--dry-run", action="store_true", help="only list")
@@ -37,12 +40,12 @@ def gc(arguments: Sequence[str]) -> int:
     if not given.yes and not _agreed():
         tell("nothing was removed")
         return 0
-    left = [each for each in there.garbage if not remove(each, store)]
+    left = remove_all(there.garbage, store)
     gone = [each for each in there.garbage if each not in left]
     tell(f"{'removed':<14}{_told(gone)}")
-    for each in left:
-        tell(f"{'left':<14}{each.path}: in use or referred to by now, or gone")
-    return 0
+    for each, problem in left.items():
+        tell(f"{'left':<14}{each.path}: {problem or 'in use or referred to by now, or gone'}")
+    return next((problem.exit_code for problem in left.values() if problem), 0)
 
 
 def _described(found: Found) -> Iterator[str]:

@@ -72,6 +72,8 @@ def _file(source: Path, store: Path) -> list[str]:
 
 def _described(source: Path) -> tuple[str, dict[str, Any]]:
     """Which kind of file it is, and what it holds. InputError if it is of none."""
+    if not source.is_file():
+        raise InputError(f"{source} is no file; give an .npz, or a folder of images")
     try:
         found = describe_calibration(import_npz(source))
         return "calibration", {**found, "steps": len(found["steps"])}

@@ -194,7 +194,8 @@ def _print_listing(there: Survey) -> None:
         if stage.problem:
             tell(f"    damaged: {stage.problem}")
         if stage.held:
-            tell(f"    at work: {', '.join(stage.held)}")
+            more = f" and {len(stage.held) - 4} more" if stage.held[4:] else ""
+            tell(f"    at work: {', '.join(stage.held[:4])}{more}")
         tell(f"    {_used(there, stage)}{_beside(stage)}")
         if len(backends) > 1 and _made(stage):
             tell(f"    made on {_backends(stage)}")

@@ -10,6 +10,7 @@ from taqdit.errors import StorageError
 from taqdit.survey import Repaired, Survey, Surveyed, verify
 from taqdit.survey import repair as repair_stages
 from taqdit.survey.repairing import LEFT
+from taqdit.survey.stages import IMPORTED
 from taqdit.verbs.store_look import STAGE_HELP, parser, survey, tell
 
 
@@ -67,6 +68,9 @@ def commands(there: Survey, stages: Iterable[Surveyed]) -> list[str]:
     chosen: dict[str, None] = {}
     orphans = []
     for stage in stages:
+        if stage.kind == IMPORTED:
+            orphans.append(f"taqdit store import of the file that {stage.name} was made of")
+            continue
         referring = there.references(stage)
         runs = [run for run in referring if run.pointer is None]
         if not runs:

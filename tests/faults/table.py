@@ -71,7 +71,12 @@ def sums(found):
         ran = [results for (of, _), results in found.items() if of == promise and results]
         trials, failures = (sum(r[k] for each in ran for r in each) for k in ("trials", "failures"))
         name = words if promise == "mutations" else f"{promise}: {words}"
-        yield name, str(len(ran)) if ran else "*not shown*", f"{trials:,}", f"**{failures} FAILED**" if failures else "0"
+        yield (
+            name,
+            str(len(ran)) if ran else "*not shown*",
+            f"{trials:,}",
+            f"**{failures} FAILED**" if failures else "0",
+        )
 
 
 def table(found):

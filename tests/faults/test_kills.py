@@ -113,6 +113,9 @@ def test_an_interrupt_keeps_what_is_published(tmp_path, reference, number):
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     (summary,) = tmp_path.glob("outputs/runs/*/*/summary.json")
-    assert json.loads(summary.read_text())["status"] == "interrupted"
+    told = json.loads(summary.read_text())
+    assert told["status"] == "interrupted"
+    made = {stage["name"]: stage["made"] for stage in told["stages"]}
+    assert made["trajectories"] == len(list(tmp_path.glob(first.replace("000000", "*")))) > 0
     finish(tmp_path)
     assert tree(tmp_path / "outputs" / "store") == reference

@@ -178,7 +178,12 @@ MUTATIONS = [
     Mutation(
         Stage.read, "if found != (self.fingerprint, index):", "if False:", damage_checks.strangers
     ),
-    Mutation(Stage._settled, "self.quarantine(name, str(found))", "pass", damage_checks.one_redone),
+    Mutation(
+        Stage._settled,
+        "self.quarantine(name, digest.reason_of(found, self.path(name)))",
+        "pass",
+        damage_checks.one_redone,
+    ),
     # claims
     Mutation(
         claim._obtain,

@@ -202,7 +202,7 @@ def test_a_process_with_little_memory(tmp_path):
         return subprocess.run(
             line,
             cwd=tmp_path,
-            env={**env, "TAQDIT_BLAS": "0", "TAQDIT_TEST_FREE_BYTES": str(10**12)},
+            env={**env, "TAQDIT_TEST_FREE_BYTES": str(10**12)},
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (cap, cap)),
             capture_output=True,
             text=True,
