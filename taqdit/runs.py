@@ -99,10 +99,7 @@ class Run:
         store = self.folder / self.record["store"]
         stage = Stage.find(store, name, mark) if mark else None
         if stage is None:
-            raise InputError(
-                f"{self.folder} has no stage {name} in {store.resolve()}; taqdit rerun"
-                f" {self.folder} makes it"
-            )
+            raise InputError(f"{self.folder} has no stage {name} in {store.resolve()}")
         return stage
 
 

@@ -513,6 +513,7 @@ def test_the_numbers_beside_the_channel_figures():
         assert table["timestep"][row] == PLANTED.timesteps[step]
 
 
+@pytest.mark.slow
 def test_files_exist_and_are_the_same_bytes_twice(tmp_path):
     tables = (
         distribution.distribution_table(NORMAL, STEPS),

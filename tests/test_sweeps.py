@@ -76,6 +76,7 @@ def test_the_selection_preset_takes_seven_rules_at_one_budget():
     assert default_budget(50) == 17
 
 
+@pytest.mark.slow
 def test_the_grid_preset_has_eighteen_jobs_and_keeps_selections_of_a_set_together():
     jobs = jobs_of("sweep=cfg_steps_selection")
     assert [job.problems for job in jobs] == [()] * 18
@@ -88,6 +89,7 @@ def counts_of(*arguments):
     return [int(job.overrides[-1].partition("=")[2]) for job in jobs_of(*arguments)]
 
 
+@pytest.mark.slow
 def test_the_budget_preset_ends_at_the_number_of_steps():
     assert counts_of("sweep=budget") == [3, 5, 8, 12, 17, 25]
     assert counts_of("sweep=budget", "schedule.num_steps=8") == [3, 5, 8]

@@ -102,11 +102,11 @@ def test_statistics_that_may_not_be_made_are_asked_for(outputs):
         again(outputs, "tracer.folds=3", "stages=[figures]")
     run = again(outputs, "tracer.folds=3", "stages=[calibration]")
     assert "statistics" not in made(run)
-    with pytest.raises(InputError, match="no stored stage statistics"):
+    with pytest.raises(InputError, match="has no stage statistics in"):
         run.statistics()
 
 
-@pytest.mark.parametrize("kind", ["folder", "npz"])
+@pytest.mark.parametrize("kind", ["folder", pytest.param("npz", marks=pytest.mark.slow)])
 def test_statistics_made_elsewhere_are_drawn_without_a_model(outputs, tmp_path, caplog, kind):
     caplog.set_level("INFO", logger="taqdit")
     path = outputs.statistics().folder

@@ -127,7 +127,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ne
 
 @shows("P7", "Ctrl-C or SIGTERM at a random moment: at most one more step begins")
 def test_an_interrupt_ends_a_run_within_a_step(tmp_path, reference):
-    return interrupt_again_and_again(tmp_path, reference, stores=2)
+    return interrupt_again_and_again(tmp_path, reference, stores=1)
 
 
 @shows("P7", "Ctrl-C or SIGTERM at a random moment, in more stores")
@@ -139,6 +139,7 @@ def test_an_interrupt_ends_a_run_within_a_step_many_times(tmp_path, reference):
 @shows(
     "P7", "whole runs, a second Ctrl-C up to 0.2 s after the first: then the uninterrupted store"
 )
+@pytest.mark.slow
 def test_a_second_interrupt_is_safe(tmp_path, reference):
     store, dice = Store(tmp_path / "store"), random.Random(0)
     done = 0

@@ -67,6 +67,7 @@ def test_any_order_gives_the_same_bytes(make):
 
 
 @shows("P12", "1, 2 and 4 processes at once: one store")
+@pytest.mark.slow
 def test_any_number_of_processes_gives_the_same_bytes(tmp_path):
     line, env = command(*ANALYTIC, "model._target_=analytic.slow")
     stores = []

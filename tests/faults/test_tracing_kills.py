@@ -31,7 +31,7 @@ MOMENTS = {  # a file whose appearance is the moment of the kill
     "after the last checkpoint": "statistics/*/checkpoint_0000003_step_0002.safetensors",
     "while the results are published": "statistics/*/trajectories_0000004_step_0000.safetensors",
 }
-QUICK = ("within the first checkpoint", "while the results are published")
+QUICK = ("while the results are published",)
 
 
 def start(cwd, *more):
