@@ -119,7 +119,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder} is no run's folder: it has no {RECORD}") from error
     except (OSError, ValueError) as error:
-        raise CorruptError(f"{path} cannot be read as JSON ({error})") from error
+        raise CorruptError(
+            f"{path} cannot be read ({error}); restore it, or remove the folder of this run"
+        ) from error
     needed = {"config": dict, "store": str, "stages": dict}
     if not all(isinstance(found.get(key), kind) for key, kind in needed.items()):
         raise CorruptError(f"{path} is no record of a run; it must hold {', '.join(needed)}")

@@ -12,7 +12,8 @@ from taqdit import config as configuration
 from taqdit import plain_yaml
 from taqdit.config.build import plain
 from taqdit.errors import ConfigError, CorruptError, InputError
-from taqdit.store.digest import read_object
+from taqdit.record import RECORD
+from taqdit.survey.runs import read_record
 from taqdit.tracking.secrets import mask_secrets
 from taqdit.verbs.arguments import Arguments
 from taqdit.verbs.differences import differences
@@ -76,16 +77,10 @@ def prepare(arguments: Sequence[str]) -> Rerun:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    try:
-        found = read_object(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{folder} is no run's folder: it has no {path.name}") from error
-    except (OSError, ValueError) as error:
-        raise CorruptError(f"{path} cannot be read as JSON ({error})") from error
-    needed = {"config": dict, "choices": dict, "store": str, "stages": dict, "versions": dict}
-    if not all(isinstance(found.get(key), kind) for key, kind in needed.items()):
-        raise CorruptError(f"{path} is no record of a run; it must hold {', '.join(needed)}")
+    found = read_record(folder)
+    needed = ("choices", "versions")
+    if not all(isinstance(found.get(key), dict) for key in needed):
+        raise CorruptError(f"{folder / RECORD} is no record to repeat: no {' or '.join(needed)}")
     return found
 
 
