@@ -28,7 +28,7 @@ CHANNEL_BYTES = 36  # mean, m2 float64; low, high float32; negative, large (2) u
 HISTOGRAM_ROWS = 42  # signs and exponents of a site at a step; 37 to 45 in the embedded model
 ANALYSIS_BYTES = 10_000  # kept of a site at a step; 9,600 in the embedded model
 CHECKPOINTS = 2  # that lie beside what is made of them
-PROCESS_BYTES = 300_000_000  # interpreter, libraries, buffers
+PROCESS_BYTES = 400_000_000  # interpreter, libraries, buffers, figures; the default run had 390
 RESERVE = 64 * 2**20  # left free on the disk: figures, logs, the W&B file
 
 
