@@ -84,6 +84,7 @@ def swept(tmp_path_factory):
     return {name: (*end(process), folders[name]) for name, process in begun.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["parallel", "slurm_local"])
 def test_a_sweep_gives_the_same_under_every_launcher(swept, launcher):
     needs(launcher)
@@ -101,6 +102,7 @@ def test_a_sweep_gives_the_same_under_every_launcher(swept, launcher):
     assert (made["trajectories"], made["statistics"]) == (2, 3)  # of all jobs, each once
 
 
+@pytest.mark.slow
 def test_what_submitit_writes_lies_in_the_sweeps_folder(swept):
     needs("slurm_local")
     folder = swept["slurm_local"][-1]

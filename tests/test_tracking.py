@@ -484,6 +484,7 @@ def test_no_readable_record_is_no_group(tmp_path, text):
     assert sweep_group(job) is None
 
 
+@pytest.mark.slow
 def test_a_sweep_again_lands_in_its_group(taqdit, tmp_path):
     small = (*ANALYTIC, "tracking=local", "plots=none", "analysis=none")
     sweep = ("-m", *small, "timestep_selection=midpoint,dense_middle")

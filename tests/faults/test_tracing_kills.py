@@ -133,9 +133,8 @@ def forwards(cwd):
 
 
 @shows("P11", "two processes trace one set together, sampling or replaying it", trials=1)
-@pytest.mark.parametrize(
-    "first", [None, pytest.param("stages=[conditioning,trajectories]", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [None, "stages=[conditioning,trajectories]"])
 def test_two_processes_at_once_share_the_work(tmp_path, reference, first):
     """They sample and trace, or replay what is stored: each forward once, the same bytes."""
     if first:
