@@ -204,13 +204,15 @@ class Stage:
     @property
     def seal_list(self) -> dict[str, str] | None:
         """File name -> sha256 as sealed; None without a seal that is intact."""
-        if not self.path(_SEAL).exists():
-            return None
         try:
             seal = read_stamped(self.path(_SEAL))
         except CorruptError as error:
             _log.warning("%s", error)
             return None
+        except StorageError:
+            if self.path(_SEAL).exists():
+                raise
+            return None  # there is none, or another process has just taken it off
         return digest.texts_by_name(seal.get("files")) if seal.get("schema") == SCHEMA else None
 
     def unsealed_or_changed(self, names: Iterable[str]) -> bool:

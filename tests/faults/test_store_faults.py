@@ -24,7 +24,9 @@ def passed(check, root, *arguments, at_least=1):
 def work(function: str, root: Path) -> dict:
     worker = Path(__file__).with_name("store_worker.py")
     command = [sys.executable, str(worker), function, str(root)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_the_reference_holds_what_it_should():
