@@ -209,10 +209,10 @@ class Stage:
         except CorruptError as error:
             _log.warning("%s", error)
             return None
-        except StorageError:
-            if self.path(_SEAL).exists():
-                raise
-            return None  # there is none, or another process has just taken it off
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None  # there is none, or another process has just taken it off
+            raise
         return digest.texts_by_name(seal.get("files")) if seal.get("schema") == SCHEMA else None
 
     def unsealed_or_changed(self, names: Iterable[str]) -> bool:
