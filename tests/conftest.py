@@ -123,6 +123,13 @@ ANALYTIC = (
 )
 
 
+def slow_unless(quick, cases):
+    """The cases of a parametrised test (a tuple: its arguments), `slow` but for the quick ones."""
+    split = [case if isinstance(case, tuple) else (case,) for case in cases]
+    marks = [() if case in quick else pytest.mark.slow for case in cases]
+    return [pytest.param(*case, marks=mark) for case, mark in zip(split, marks, strict=True)]
+
+
 def tree(folder):
     """File name -> bytes of everything below a folder."""
     folder = Path(folder)

@@ -481,6 +481,7 @@ def test_ranges_are_those_of_the_stored_statistics(real, tmp_path):
         assert drawn[1] == pytest.approx(middle, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_comparing_real_runs_again_gives_the_same_bytes(real, tmp_path):
     folders = [run.folder for run in real]
     compare(folders, tmp_path / "one")

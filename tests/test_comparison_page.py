@@ -11,7 +11,7 @@ import pytest
 import taqdit as package
 from taqdit.comparison import compare
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 WIDTHS = (1280, 390)  # a desk, a phone
 EVERY = (

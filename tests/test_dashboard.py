@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import wandb_files
 import wandb_stub
-from conftest import ANALYTIC, command
+from conftest import ANALYTIC, command, slow_unless
 from test_comparison import made
 
 from taqdit import comparison, config, sweeping
@@ -42,7 +42,10 @@ def plan_of(*overrides):
     return config.plan(config.compose_config(overrides))
 
 
-@pytest.fixture(scope="module", params=["minimal", pytest.param("paper", marks=pytest.mark.slow)])
+PLOTS = slow_unless([], ["minimal", "paper"])
+
+
+@pytest.fixture(scope="module", params=PLOTS)
 def plots(request):
     """Which figures are drawn; all of them take a while."""
     return request.param
@@ -152,6 +155,7 @@ def tracked_as(found, folder, *nodes):
     return replace(found, folder=folder, rows=tuple(rows))
 
 
+@pytest.mark.slow
 def test_online_the_server_gets_it(swept, tmp_path, monkeypatch):
     found = comparison.compare([swept / "0", swept / "1"], tmp_path)
     with wandb_stub.Server() as server:
@@ -396,6 +400,7 @@ def test_what_is_not_made_has_no_section():
 # --- taqdit dashboard push ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @library
 def test_a_push_makes_a_view_and_the_next_one_replaces_it(taqdit, monkeypatch, capsys):
     with wandb_stub.Server() as server:

@@ -112,9 +112,8 @@ def test_what_submitit_writes_lies_in_the_sweeps_folder(swept):
     assert [path.name for path in folder.glob("[!.]*")] == ["outputs"]
 
 
-@pytest.mark.parametrize(
-    "launcher", ["parallel", pytest.param("slurm_local", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["parallel", "slurm_local"])
 def test_a_job_that_fails_does_not_stop_the_others(tmp_path, launcher):
     needs(launcher)
     targets = "model._target_=analytic.poisoned,analytic.gaussian"

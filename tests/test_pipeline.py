@@ -45,6 +45,7 @@ def small(tmp_path_factory):
     return summary_of(done, folder), folder
 
 
+@pytest.mark.slow
 def test_the_default_command_in_small(small):
     """Summary, sealed store, pictures, figures, npz."""
     summary, folder = small
@@ -86,6 +87,7 @@ def test_the_default_command_in_small(small):
     assert len(rows) == 1 + summary["statistics"]["sites"] == 48
 
 
+@pytest.mark.slow
 def test_the_wandb_file_holds_the_curves(small):
     """Offline by default; the rows in it are the latents' statistics, and the local log agrees."""
     summary, folder = small

@@ -233,6 +233,7 @@ def python(code, *arguments, cwd=ROOT, **environment):
     return subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_same_figure_is_the_same_bytes_in_any_process_under_any_matplotlibrc(tmp_path):
     contents = []
     for name, rc in (("one", ""), ("two", "ytick.direction: in\nsvg.hashsalt: other\n")):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import slow_unless
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -241,7 +242,9 @@ TABLES = {
     "error_versus_bits": ERRORS,
 }
 MODULES = dict(zip(TABLES, (scores, scores, drift, bits, bits), strict=True))
+LARGE = ("sd3_medium", "sd35_large", "unified", "many", "fifteen", "mixed", "outside")
 CASES = [(figure, case) for figure, cases in TABLES.items() for case in cases]
+QUICK = [(figure, case) for figure, case in CASES if case not in LARGE]
 MADE = cache(lambda figure, case: TABLES[figure][case]())
 
 
@@ -264,7 +267,7 @@ def strictly(function):
         return function()
 
 
-@pytest.mark.parametrize(("name", "case"), CASES)
+@pytest.mark.parametrize(("name", "case"), slow_unless(QUICK, CASES))
 def test_no_text_overlaps_another_or_leaves_the_page(name, case, monkeypatch):
     figure = call(name, case)
     assert figure.get_figwidth() in (style.PAGE, style.COLUMN)

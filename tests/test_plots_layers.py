@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import slow_unless
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.axis import Axis
@@ -68,6 +69,7 @@ CASES = {
     "both signs": make(192, 30, "small", giant=100, tokens=30),
     "narrow": make(8, 5),
 }
+QUICK = ("normal", "planted", "one step", "zero", "narrow")
 STEPS = [0, 3, 5, 8, 11, 13, 16, 18, 21, 24, 26, 29]
 
 
@@ -104,7 +106,7 @@ def visible_texts(figure):
     return [text for text in shown + others if text.get_text().strip()]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_unless(QUICK, CASES))
 @pytest.mark.parametrize("name", FIGURES)
 def test_texts_overlap_nothing_and_stay_inside_without_a_warning(name, case):
     with warnings.catch_warnings():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import slow_unless
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
@@ -118,6 +119,7 @@ MAKERS = {
     "zero": constant_zero,
     "partly_known": partly_known,
 }
+SMALL = ("tiny", "two_steps", "one_site", "one_step", "zero")
 MADE = cache(lambda name: MAKERS[name]())
 SELECTED = {"tiny": [0, 4, 9, 14, 19, 24, 29], "sd3_medium": list(range(0, 100, 4))}
 DRAW = {
@@ -173,7 +175,7 @@ def bar_of(figure, label):
 
 
 @pytest.mark.parametrize("figure_name", DRAW)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_unless(SMALL, MAKERS))
 def test_no_text_overlaps_another_or_leaves_the_page(name, figure_name, monkeypatch):
     figure = draw(figure_name, MADE(name))
     assert figure.get_figwidth() <= style.PAGE
@@ -559,9 +561,7 @@ def test_sites_without_ratios_are_counted_and_not_drawn():
     assert outliers.outliers(small()).texts == []
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("tiny", marks=pytest.mark.slow), "sd3_medium", "zero"]
-)
+@pytest.mark.parametrize("name", slow_unless(["zero"], ["tiny", "sd3_medium", "zero"]))
 def test_files_are_made_and_are_the_same_bytes_twice(name, tmp_path):
     made = MADE(name)
     for figure_name in DRAW if name != "sd3_medium" else ("absmax_heatmap",):

@@ -341,6 +341,7 @@ def test_the_module_is_light_to_import():
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "clicks", "order", "sort"),
     [
@@ -363,6 +364,7 @@ def test_a_click_on_a_head_sorts(browser, tmp_path, column, clicks, order, sort)
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_foreign_text_runs_nothing(browser, tmp_path):
     page = tmp_path / "report.html"
     page.write_bytes(render(full(HOSTILE)))

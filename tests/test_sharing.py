@@ -189,6 +189,7 @@ def test_nothing_is_computed_twice(reference, deeds, before, checkpoints):
         assert world.files() == reference
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(deeds=st.lists(DEEDS | DEATHS, max_size=14), before=BEFORE, checkpoints=st.booleans())
 def test_the_dead_leave_nothing_behind(reference, deeds, before, checkpoints):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tree
+from conftest import slow_unless, tree
 from ledger import shows
 
 import taqdit as package
@@ -103,7 +103,10 @@ def test_the_final_latents_alone(whole, tmp_path):
     assert_same_statistics(run, whole)
 
 
-@pytest.mark.parametrize("mode", ["latents=selected", "latents=final", "latents_dtype=float16"])
+MODES = ("latents=selected", "latents=final", "latents_dtype=float16")
+
+
+@pytest.mark.parametrize("mode", slow_unless(["latents=final"], MODES))
 def test_traced_later_they_are_sampled_again(whole, tmp_path, mode):
     """A replay needs every latent as it was computed; what is stored stays as it is."""
     launched(tmp_path, f"sampler.{mode}", "stages=[conditioning,trajectories]")

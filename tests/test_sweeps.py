@@ -60,6 +60,7 @@ def sweep(folder, *arguments, then="pass"):
     )
 
 
+@pytest.mark.slow
 def test_the_selection_preset_takes_seven_rules_at_one_budget():
     jobs = jobs_of("sweep=selection")
     assert [job.problems for job in jobs] == [()] * 7
@@ -186,7 +187,10 @@ def test_equal_problems_are_said_once():
     assert one == Problem("b=2 is wrong: job 4 (k=4)", 3)
 
 
-@pytest.mark.parametrize("batches", [(), ("hydra.sweeper.max_batch_size=1",)])
+ONE_BY_ONE = pytest.param(("hydra.sweeper.max_batch_size=1",), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("batches", [(), ONE_BY_ONE])
 def test_failed_jobs_do_not_stop_the_rest_and_are_named(tmp_path, batches):
     targets = "model._target_=analytic.poisoned,analytic.gaussian"
     done = sweep(tmp_path, targets, "sampler.seed=0,1", *batches)

@@ -106,7 +106,8 @@ def test_statistics_that_may_not_be_made_are_asked_for(outputs):
         run.statistics()
 
 
-@pytest.mark.parametrize("kind", ["folder", pytest.param("npz", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "npz"])
 def test_statistics_made_elsewhere_are_drawn_without_a_model(outputs, tmp_path, caplog, kind):
     caplog.set_level("INFO", logger="taqdit")
     path = outputs.statistics().folder

@@ -17,7 +17,7 @@ import pytest
 import wandb_files
 import wandb_stub
 import yaml
-from conftest import ANALYTIC
+from conftest import ANALYTIC, slow_unless
 from ledger import shows
 from PIL import Image
 
@@ -742,7 +742,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", slow_unless(["log", "exit hook"], FAULTS))
 @shows("P15", "W&B sleeps in import, init, log, finish, its exit hook: the process ends", trials=1)
 def test_the_process_ends_though_wandb_sleeps(fault, tmp_path):
     module, ending, warned = FAULTS[fault]

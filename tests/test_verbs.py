@@ -366,6 +366,7 @@ def offline(folder, *names, ended=True):
             (path / "summary.json").write_text("{}")
 
 
+@pytest.mark.slow
 def test_sync_uploads_what_waits_and_nothing_twice(taqdit, tmp_path):
     offline(tmp_path, "runs/2026-01-01/r1", "sweeps/2026-01-01/s/0")
     (tmp_path / "outputs" / "store" / "offline-run-x").mkdir(parents=True)

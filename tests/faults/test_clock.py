@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import ANALYTIC, command, tree
 from ledger import shows
 
@@ -47,6 +48,7 @@ def times_of_another_day(folder, dice):
         os.utime(path, (then, then))
 
 
+@pytest.mark.slow
 @shows("P22", "begun and extended under a clock that jumps by up to a day, in other time zones")
 def test_a_clock_that_jumps_changes_no_byte(tmp_path):
     run(tmp_path / "right")

@@ -60,6 +60,7 @@ def test_latents_are_the_committed_ones(capsys):
     return len(KEPT) * len(TEXTS)
 
 
+@pytest.mark.slow
 @shows("P13", "the same with MLX's own BLAS, in a process of its own", trials=1)
 def test_another_blas_gives_the_same_within_the_tolerance():
     code = "import test_golden; print(test_golden.differ(test_golden.latents()))"

@@ -125,6 +125,7 @@ def reference(tmp_path_factory):
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
 
+@pytest.mark.slow
 @shows("P7", "Ctrl-C or SIGTERM at a random moment: at most one more step begins")
 def test_an_interrupt_ends_a_run_within_a_step(tmp_path, reference):
     return interrupt_again_and_again(tmp_path, reference, stores=1)

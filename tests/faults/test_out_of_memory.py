@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-from conftest import ANALYTIC, ROOT, command, tree
+from conftest import ANALYTIC, ROOT, command, slow_unless, tree
 from ledger import shows
 
 import taqdit as package
@@ -54,7 +54,7 @@ def run(tmp_path, monkeypatch):
     return launch
 
 
-@pytest.mark.parametrize("how", OUT_OF_MEMORY)
+@pytest.mark.parametrize("how", slow_unless(["mlx", "metal", "python"], OUT_OF_MEMORY))
 @shows("P14", "a forward fails as Python, NumPy, MLX, Metal, CUDA, the system say it", trials=1)
 def test_the_batch_size_to_try_is_named_and_works(tmp_path, run, how):
     run(how)  # batches of 2 fit

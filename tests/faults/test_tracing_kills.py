@@ -10,6 +10,8 @@ import pytest
 from conftest import command, tree
 from ledger import shows
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCHES = 3, 4
 SETTINGS = (
     f"schedule.num_steps={STEPS}",
@@ -31,7 +33,6 @@ MOMENTS = {  # a file whose appearance is the moment of the kill
     "after the last checkpoint": "statistics/*/checkpoint_0000003_step_0002.safetensors",
     "while the results are published": "statistics/*/trajectories_0000004_step_0000.safetensors",
 }
-QUICK = ("while the results are published",)
 
 
 def start(cwd, *more):
@@ -79,10 +80,7 @@ def test_the_reference_is_complete(reference):
 
 
 @shows("P11", "a traced run killed before, within, between and after its checkpoints", trials=1)
-@pytest.mark.parametrize(
-    "moment",
-    [*QUICK, *(pytest.param(m, marks=pytest.mark.slow) for m in MOMENTS if m not in QUICK)],
-)
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at_a_chosen_moment(tmp_path, reference, moment):
     assert kill_when(tmp_path, MOMENTS[moment], start(tmp_path))
     finish(tmp_path)
@@ -92,7 +90,6 @@ def test_killed_at_a_chosen_moment(tmp_path, reference, moment):
 @shows(
     "P11", "a traced run killed again and again, each time a random while after its first new file"
 )
-@pytest.mark.slow
 def test_killed_again_and_again(tmp_path, reference):
     """Each time a random while after the first new file."""
     rng, kills = random.Random(0), 0
@@ -110,7 +107,6 @@ def test_killed_again_and_again(tmp_path, reference):
     return kills
 
 
-@pytest.mark.slow
 def test_traced_while_sampled_replayed_and_extended_are_the_same(tmp_path, reference):
     """Trajectories first and statistics later, or two trajectories first: the same bytes."""
     finish(tmp_path, "stages=[conditioning,trajectories]")
@@ -133,7 +129,6 @@ def forwards(cwd):
 
 
 @shows("P11", "two processes trace one set together, sampling or replaying it", trials=1)
-@pytest.mark.slow
 @pytest.mark.parametrize("first", [None, "stages=[conditioning,trajectories]"])
 def test_two_processes_at_once_share_the_work(tmp_path, reference, first):
     """They sample and trace, or replay what is stored: each forward once, the same bytes."""
