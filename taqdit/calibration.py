@@ -183,6 +183,7 @@ class CalibrationSet:
                     f" {self._table.step[point]} holds NaN or Inf; nothing was exported"
                 )
             yield latents
+            del latents  # before the next ones are gathered
 
     def _rows(self, part: int) -> tuple[tuple[int, ...], Iterator[np.ndarray]]:
         """Shape and float16 chunks of tokens (part 0) or pooled (1): row 0 prompt, 1 negative."""

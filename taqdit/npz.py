@@ -93,6 +93,7 @@ def _write_member(target: object, member: Member) -> None:
         data = np.ascontiguousarray(chunk, dtype=member.dtype).reshape(-1).view(np.uint8)
         target.write(data.data)  # type: ignore[attr-defined]
         written += data.nbytes
+        del chunk, data  # one at a time: the next is made by the loop
     if written != member.nbytes:
         raise ValueError(f"{member.name}: {written} bytes were given for shape {member.shape}")
 

@@ -19,7 +19,7 @@ import numpy as np
 from taqdit.errors import NumericError
 from taqdit.prompts import Prompts
 from taqdit.sampler import ALL, Sampler
-from taqdit.store import Stage, sha256_hex
+from taqdit.store import Shard, Stage, sha256_hex
 from taqdit.store.digest import corrupt
 
 KIND = "trajectory"
@@ -239,9 +239,14 @@ def _rounded(latents: np.ndarray, dtype: str, index: int) -> np.ndarray:
 
 def read_trajectory(stage: Stage, index: int) -> dict[str, np.ndarray]:
     """latents, sigmas and timesteps of a stored trajectory. Raises CorruptError."""
-    found = stage.read(shard_name(index), kind=KIND, index=index).tensors
+    return trajectory_shard(stage, index).tensors
+
+
+def trajectory_shard(stage: Stage, index: int) -> Shard:
+    """The shard of a stored trajectory. Raises CorruptError."""
+    found = stage.read(shard_name(index), kind=KIND, index=index)
     try:
-        words = misfit(_inputs(stage), found)
+        words = misfit(_inputs(stage), found.tensors)
     except (TypeError, ValueError) as error:
         raise corrupt(stage.path("stage.json"), f"its inputs make no sense: {error}") from error
     if words:
@@ -302,5 +307,4 @@ def _are_steps(steps: np.ndarray | None, levels: int) -> bool:
 
 def final_latent(stage: Stage, index: int) -> np.ndarray:
     """The last latent (h, w, 16) float32 of a stored trajectory. Raises CorruptError."""
-    latent: np.ndarray = read_trajectory(stage, index)["latents"][-1].astype(np.float32)
-    return latent
+    return np.array(read_trajectory(stage, index)["latents"][-1], np.float32)

@@ -11,15 +11,19 @@ import numpy as np
 from taqdit.errors import InputError
 from taqdit.images import picture_name, picture_owner, read_picture
 from taqdit.prompts import Prompts
-from taqdit.store import Stage
-from taqdit.trajectory import read_trajectory
+from taqdit.store import Known, Stage
+from taqdit.trajectory import shard_name, trajectory_shard
 
 
 class TrajectorySet:
-    """Read access to the first `count` trajectories of a stage; every shard verified when read."""
+    """Read access to the first `count` trajectories of a stage.
+
+    Every shard is verified when it is first read, and again when its file has changed.
+    """
 
     def __init__(self, stage: Stage, *, count: int, prompts: Prompts) -> None:
         self._stage, self._count, self.prompts = stage, count, prompts
+        self._known: dict[int, Known] = {}
         self._shard = lru_cache(maxsize=4)(self._read)
         first = self._shard(0)
         self.sigmas: np.ndarray = first["sigmas"]
@@ -61,8 +65,8 @@ class TrajectorySet:
     def latents_at(self, index: int, steps: np.ndarray) -> np.ndarray:
         """(len(steps), h, w, 16) of one trajectory. InputError if one of them is not stored."""
         stored = self.steps(index)
-        places = np.searchsorted(stored, steps)
-        if not np.isin(steps, stored).all():
+        places = np.searchsorted(stored[:-1], steps)
+        if not (stored[places] == steps).all():
             lacking = sorted(set(np.asarray(steps).tolist()) - set(stored.tolist()))
             raise InputError(
                 f"of trajectory {index} the latents of steps {lacking} are not stored;"
@@ -82,4 +86,11 @@ class TrajectorySet:
     def _read(self, index: int) -> dict[str, np.ndarray]:
         if not 0 <= index < self._count:
             raise IndexError(f"trajectory {index} of {self._count}")
-        return read_trajectory(self._stage, index)
+        known = self._known.get(index)
+        again = known and known.tensors(self._stage.path(shard_name(index)))
+        if again:
+            return again
+        shard = trajectory_shard(self._stage, index)
+        if shard.known:
+            self._known[index] = shard.known
+        return shard.tensors

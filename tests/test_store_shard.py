@@ -1,7 +1,9 @@
 """Shards: what they keep, what they refuse, and what the safetensors library makes of them."""
 
 import json
+import os
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,79 @@ def test_arrays_are_mapped_and_read_only(tmp_path):
         assert array.flags.aligned
     path.unlink()  # a reader keeps what it has, whatever becomes of the name
     np.testing.assert_array_equal(shard.tensors["y"], np.ones(3))
+
+
+def written_long_ago(path, tensors):
+    """A shard whose times are the beginning of time, read."""
+    write_shard(path, tensors, kind="k", index=0, metadata={"about": "x" * 13})
+    os.utime(path, (0, 0))
+    return read_shard(path)
+
+
+def test_a_known_shard_is_mapped_again_without_hashing(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    tensors = {name: np.arange(6).astype(dtype).reshape(2, 3) for name, dtype in DTYPES.items()}
+    tensors |= {"none": np.zeros((4, 0, 2), "<f4"), "one": np.array(7.0)}
+    known = written_long_ago(path, tensors).known
+    monkeypatch.setattr("taqdit.store.shard._digest", None)
+    again = known.tensors(path)
+    assert again.keys() == tensors.keys()
+    for name, array in again.items():
+        np.testing.assert_array_equal(array, tensors[name], strict=True)
+        assert not array.flags.writeable
+        assert array.flags.aligned
+
+
+def in_place(path, shard):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def in_place_and_dated_back(path, shard):
+    time.sleep(0.02)  # some ticks of the file system's clock
+    in_place(path, shard)
+    os.utime(path, (0, 0))
+
+
+def another_of_the_name(path, shard):
+    other = path.with_name("b")
+    write_shard(other, {"x": shard.tensors["x"] + 1}, kind="k", index=0)
+    os.utime(other, (0, 0))
+    other.replace(path)
+
+
+def longer(path, shard):
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+@pytest.mark.parametrize("change", [in_place, in_place_and_dated_back, another_of_the_name, longer])
+def test_a_known_shard_that_has_changed_is_not_known(tmp_path, change):
+    path = tmp_path / "a.safetensors"
+    shard = written_long_ago(path, {"x": np.ones(9)})
+    assert shard.known.tensors(path)
+    change(path, shard)
+    assert shard.known.tensors(path) is None
+
+
+def test_a_known_shard_that_is_gone_or_empty_is_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    known = written_long_ago(path, {"x": np.ones(9)}).known
+    path.write_bytes(b"")
+    with pytest.raises(CorruptError, match="it is empty"):
+        known.tensors(path)
+    path.unlink()
+    with pytest.raises(StorageError, match="cannot read"):
+        known.tensors(path)
+
+
+@pytest.mark.parametrize("seconds", [0, 3600], ids=["now", "a clock ahead"])
+def test_a_shard_just_written_is_not_known(tmp_path, seconds):
+    path = tmp_path / "a.safetensors"
+    write_shard(path, {"x": np.ones(9)}, kind="k", index=0)
+    os.utime(path, (time.time() + seconds,) * 2)
+    assert read_shard(path).known is None
 
 
 def test_writing_refuses_what_a_shard_cannot_hold(tmp_path):

@@ -3,11 +3,12 @@
 from taqdit.store.digest import canonical_json, sha256_file, sha256_hex
 from taqdit.store.disk import make_folder, publish, publish_bytes, publish_json
 from taqdit.store.journal import Journal, read_journal
-from taqdit.store.shard import Shard, read_shard, verify_shard, write_shard
+from taqdit.store.shard import Known, Shard, read_shard, verify_shard, write_shard
 from taqdit.store.stage import Stage
 
 __all__ = [
     "Journal",
+    "Known",
     "Shard",
     "Stage",
     "canonical_json",

@@ -3,11 +3,12 @@
 import hashlib
 import mmap
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -18,17 +19,52 @@ from taqdit.store.layout import Bytes, Spec
 
 SCHEMA = 1
 _RESERVED = {"schema", "kind", "index", "sha256"}
+_TICK = 2 * 10**9  # ns; two writes within the coarsest clock of a file system leave the same time
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _DTYPE_NAMES = {dtype: name for name, dtype in layout.DTYPES.items()}
+
+
+class _Marks(NamedTuple):
+    """By what a file is known to be still the very same: whatever writes to it changes them."""
+
+    device: int
+    inode: int
+    size: int
+    written: int
+    changed: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """A shard that was verified, without its data: neither file nor mapping is held."""
+
+    marks: _Marks
+    places: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]  # the last: first byte
+
+    def tensors(self, path: Path) -> dict[str, np.ndarray] | None:
+        """The tensors, mapped anew and not hashed again; None if the file has changed since.
+
+        Raises as `read_shard` if it is gone or empty.
+        """
+        data, marks = _mapped(path)
+        if marks != self.marks:
+            return None
+        return {
+            name: np.ndarray(shape, dtype, data, begin) for name, dtype, shape, begin in self.places
+        }
 
 
 @dataclass(frozen=True)
 class Shard:
     """A verified shard: `metadata` as stored (`schema`, `kind`, `index`, `sha256` and the
-    writer's own keys) and read-only arrays, which are mapped from the file, not loaded."""
+    writer's own keys) and read-only arrays, which are mapped from the file, not loaded.
+
+    `known` is for reading it again; None where the file was written so lately that its times
+    would not show another write."""
 
     metadata: dict[str, Any]
     tensors: dict[str, np.ndarray]
+    known: Known | None
 
 
 def write_shard(
@@ -66,21 +102,25 @@ def read_shard(path: Path, *, kind: str | None = None) -> Shard:
     Whether the numbers are finite is the caller's affair. CorruptError when the file is not
     exactly what `write_shard` wrote, StorageError when it cannot be read.
     """
-    metadata, parts = _verified(path, kind)
+    begin = time.time_ns()
+    data, marks = _mapped(path)
+    metadata, parts = _verified(path, data, kind)
     try:
         tensors = {spec.name: _array(spec, part) for spec, part in parts.items()}
     except ValueError as error:  # a shape without bytes, but beyond numpy
         raise corrupt(path, str(error)) from error
-    return Shard(metadata, tensors)
+    lately = begin - marks.written < _TICK
+    return Shard(metadata, tensors, None if lately else Known(marks, tuple(_places(data, parts))))
 
 
 def verify_shard(path: Path, *, kind: str | None = None) -> None:
     """Raise what `read_shard` would, and return nothing."""
-    _verified(path, kind)
+    _verified(path, _mapped(path)[0], kind)
 
 
-def _verified(path: Path, kind: str | None) -> tuple[dict[str, Any], dict[Spec, Bytes]]:
-    data = _mapped(path)
+def _verified(
+    path: Path, data: Bytes, kind: str | None
+) -> tuple[dict[str, Any], dict[Spec, Bytes]]:
     try:
         text, parts = layout.parse(data)
         metadata = parse_bounded(text.encode())
@@ -125,8 +165,22 @@ def _array(spec: Spec, part: Bytes) -> np.ndarray:
     return part.view(layout.DTYPES[spec.dtype]).reshape(spec.shape)
 
 
-def _mapped(path: Path) -> Bytes:
+def _places(
+    data: Bytes, specs: Iterable[Spec]
+) -> Iterator[tuple[str, np.dtype[Any], tuple[int, ...], int]]:
+    """Each tensor's name, dtype, shape and first byte in the file."""
+    begin = len(data) - sum(spec.size for spec in specs)
+    for spec in layout.file_order(specs):
+        yield spec.name, layout.DTYPES[spec.dtype], spec.shape, begin
+        begin += spec.size
+
+
+def _mapped(path: Path) -> tuple[Bytes, _Marks]:
+    """A file's bytes, and its marks from before any of them is read."""
     with guarded("read", path), path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
+        found = os.fstat(file.fileno())
+        if found.st_size == 0:
             raise corrupt(path, "it is empty")
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    times = found.st_mtime_ns, found.st_ctime_ns
+    return data, _Marks(found.st_dev, found.st_ino, found.st_size, *times)

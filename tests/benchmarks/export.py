@@ -4,7 +4,9 @@
 
 A store of made latents, 50 steps of (32, 32, 16) in float16 to a trajectory and the final one, as
 sampling stores them: by default 122 trajectories, 204 MB; `--full` are 1,000, 51,000 latents of
-1.67 GB. Their conditioning is that of few and short texts. Then, each in a process of its own:
+1.67 GB. Their conditioning is that of few and short texts. Two seconds later (a shard is hashed
+once where its file's times tell of every change, and they do not yet of one just written), each
+in a process of its own:
 the calibration set of all steps as .npz (float32, twice the bytes), `numpy.savez` of as many bytes
 in one array, `taqdit store verify`, and reading every latent as a run does. "Peak" is the most
 that the process held (ru_maxrss: mapped pages of files count), beside it that of a process which
@@ -170,6 +172,7 @@ def main():
     print(f"{count:,} trajectories, {count * (STEPS + 1):,} latents, {stored / 1e6:,.0f} MB")
     with tempfile.TemporaryDirectory(dir=options.folder, prefix=".export-") as root:
         make(root, count)
+        time.sleep(2)
         for task in TASKS:
             found = apart(task, root, count)
             speed = found["bytes"] / found["seconds"] / 1e6
