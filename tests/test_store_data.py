@@ -445,6 +445,17 @@ def test_a_damaged_entry_is_made_again(tmp_path, capsys):
     assert (entry / "calibration.npz.bad-1").exists()
 
 
+def test_an_entry_that_has_lost_its_stage_json_is_whole_after_another_import(tmp_path, capsys):
+    (tmp_path / "good.npz").write_bytes(saved())
+    entry, _ = take(tmp_path / "good.npz", tmp_path / "out", capsys)
+    before = tree(entry)
+    for lose in (lambda path: path.unlink(), flip):
+        lose(entry / "stage.json")
+        take(tmp_path / "good.npz", tmp_path / "out", capsys)
+        assert {name: data for name, data in tree(entry).items() if ".bad-" not in name} == before
+    assert (entry / "stage.json.bad-1").exists()
+
+
 def test_statistics_of_older_tools_are_taken_too(tmp_path, capsys):
     export_npz(stored(tmp_path / "st", reduced(activations())), tmp_path / "diagnostics.npz")
     entry, said = take(tmp_path / "diagnostics.npz", tmp_path / "out", capsys)

@@ -2,37 +2,69 @@
 
 import json
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 
+from taqdit.backend import describe
 from taqdit.errors import CorruptError, StorageError
 from taqdit.store import (
     Stage,
+    disk,
+    document,
     publish,
     publish_bytes,
     publish_json,
     sha256_file,
     write_shard,
 )
+from taqdit.store.backends import UNKNOWN, among
 from taqdit.store.digest import read_stamped, stamp
 
 FINGERPRINT = "0123456789ab" + "c" * 52
 CPU = {"device": "cpu", "mlx": "0.32.4"}
 GPU = {"device": "gpu", "mlx": "0.32.4"}
+INPUTS = {"steps": 2, "sizes": (8, 8)}
+DOCUMENT = {  # as another process has just written it
+    "schema": 1,
+    "stage": "trajectories",
+    "fingerprint": FINGERPRINT,
+    "inputs": INPUTS,
+    "backends": [UNKNOWN, GPU],
+}
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def open_stage(root: Path, *, backend=CPU, fingerprint: str = FINGERPRINT) -> Stage:
-    inputs = {"steps": 2, "sizes": (8, 8)}
-    return Stage.open(root, "trajectories", fingerprint=fingerprint, inputs=inputs, backend=backend)
+def open_stage(
+    root: Path, *, backend=CPU, fingerprint: str = FINGERPRINT, lost: dict | None = None
+) -> Stage:
+    return Stage.open(
+        root,
+        "trajectories",
+        fingerprint=fingerprint,
+        inputs=INPUTS,
+        backend=backend,
+        lost=lost,
+    )
 
 
 def put(stage: Stage, name: str = "000000.safetensors", value: float = 0.0) -> None:
     write_shard(stage.path(name), {"x": np.full(3, value)}, kind="trajectory", index=0)
+
+
+def lose(stage: Stage, data: bytes | None = None) -> None:
+    """Put other bytes into stage.json, or none."""
+    stage.path("stage.json").unlink()
+    if data is not None:
+        stage.path("stage.json").write_bytes(data)
+
+
+def dies(path: Path, value: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_new_stage_says_what_it_is(tmp_path):
@@ -81,9 +113,15 @@ def test_a_folder_of_another_fingerprint_is_refused(tmp_path):
 
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"schema": 1}'])
 def test_a_damaged_stage_file_is_corrupt(tmp_path, data):
-    open_stage(tmp_path).path("stage.json").write_bytes(data)
-    with pytest.raises(CorruptError, match=r"stage\.json is corrupt: .*; restore it, or have"):
+    stage = open_stage(tmp_path)
+    put(stage)
+    lose(stage, data)
+    with pytest.raises(CorruptError, match=r"stage\.json is corrupt: .*; restore it, or") as caught:
         open_stage(tmp_path)
+    assert "with allow_backend_change=true" in str(caught.value)
+    assert str(caught.value).isprintable()  # one line
+    assert stage.path("stage.json").read_bytes() == data
+    assert names(stage.folder) == ["000000.safetensors", "stage.json"]
 
 
 def test_a_stage_of_a_later_version_is_refused(tmp_path):
@@ -98,8 +136,127 @@ def test_data_without_a_stage_file_is_corrupt(tmp_path):
     put(stage)
     stage.path("stage.json").unlink()
     assert Stage.find(tmp_path, "trajectories", FINGERPRINT) is None
-    with pytest.raises(CorruptError, match=r"holds data but no stage\.json"):
+    with pytest.raises(CorruptError, match=r"holds data but no stage\.json.*allow_backend_change"):
         open_stage(tmp_path)
+
+
+def test_a_damaged_stage_file_without_data_is_written_anew(tmp_path):
+    """Nothing was made that another backend could have made."""
+    path = open_stage(tmp_path, backend=GPU).path("stage.json")
+    path.write_bytes(b"{}")
+    stage = open_stage(tmp_path)
+    assert stage.backends == [CPU]
+    assert names(stage.folder) == ["stage.json", "stage.json.bad-1"]
+
+
+@pytest.mark.parametrize("data", [b"{}", None], ids=["damaged", "missing"])
+def test_data_are_kept_where_an_unknown_backend_may_have_made_them(tmp_path, caplog, data):
+    stage = open_stage(tmp_path)
+    put(stage)
+    stage.seal()
+    sealed, whole = stage.seal_list, stage.path("stage.json").read_bytes()
+    lose(stage, data)
+    stage = open_stage(tmp_path, lost=UNKNOWN)
+    assert stage.backend_note(CPU) == "made on an unknown backend"
+    assert (stage.seal_list, stage.valid(stage.names())) == (sealed, set(sealed))
+    changed = {**read_stamped(stage.path("stage.json")), "backends": [CPU]}
+    assert stamp(changed) == json.loads(whole)  # but for the backend it is what it was
+    bad = [] if data is None else [data]
+    assert [path.read_bytes() for path in stage.folder.glob("stage.json.bad-1")] == bad
+    (line,) = caplog.messages
+    assert "stage.json is written anew: made on an unknown backend" in line
+    open_stage(tmp_path, lost=UNKNOWN)
+    assert len(caplog.messages) == 1
+
+
+def test_an_unknown_backend_is_no_real_one(tmp_path):
+    assert not among(UNKNOWN, [describe(), CPU, {}])
+    stage = open_stage(tmp_path)
+    put(stage)
+    lose(stage)
+    stage = open_stage(tmp_path, lost=UNKNOWN)
+    with pytest.raises(StorageError, match=r"made on an unknown backend, this is \(device cpu"):
+        stage.admit(CPU, allow_change=False)
+    stage.admit(CPU, allow_change=True)
+    stage.admit(CPU, allow_change=False)
+    assert stage.backends == [UNKNOWN, CPU]
+    assert stage.backend_note(CPU) == "made on an unknown backend and (device cpu, mlx 0.32.4)"
+
+
+def test_a_lost_stage_file_is_no_way_to_other_data(tmp_path):
+    """One of another fingerprint, or version, is refused as ever, and stays where it is."""
+    path = open_stage(tmp_path).path("stage.json")
+    with pytest.raises(StorageError, match="belongs to fingerprint"):
+        open_stage(tmp_path, fingerprint=FINGERPRINT[:-1] + "d", lost=UNKNOWN)
+    publish_json(path, stamp({**read_stamped(path), "schema": 2}))
+    with pytest.raises(StorageError, match="has schema 2"):
+        open_stage(tmp_path, lost=UNKNOWN)
+    assert names(path.parent) == ["stage.json"]
+
+
+def test_a_death_before_the_new_stage_file_loses_nothing(tmp_path, monkeypatch):
+    stage = open_stage(tmp_path)
+    put(stage)
+    lose(stage, b"{}")
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "publish_json", dies)
+        with pytest.raises(KeyboardInterrupt):
+            open_stage(tmp_path, lost=UNKNOWN)
+    kept = ["000000.safetensors", "stage.json.bad-1"]
+    assert names(stage.folder) == kept
+    with pytest.raises(CorruptError, match="allow_backend_change=true"):
+        open_stage(tmp_path)
+    assert open_stage(tmp_path, lost=UNKNOWN).backends == [UNKNOWN]
+    assert names(stage.folder) == [kept[0], "stage.json", kept[1]]
+
+
+def test_one_process_at_a_time_writes_a_lost_stage_file_anew(tmp_path):
+    """The other waits, and then finds one to which the first may have added its backend."""
+    stage = open_stage(tmp_path)
+    put(stage)
+    lose(stage, b"{}")
+    found = []
+    with stage.claim("founding"):
+        other = Thread(target=lambda: found.append(open_stage(tmp_path, lost=UNKNOWN).backends))
+        other.start()
+        other.join(0.2)
+        assert other.is_alive()
+        assert stage.path("stage.json").read_bytes() == b"{}"
+        publish_json(stage.path("stage.json"), stamp(DOCUMENT))
+    other.join()
+    assert found == [[UNKNOWN, GPU]]
+    assert names(stage.folder) == ["000000.safetensors", "stage.json"]
+
+
+def test_whoever_gets_the_claim_looks_again(tmp_path, monkeypatch):
+    """Another process was faster between our look and our claim."""
+    stage = open_stage(tmp_path)
+    put(stage)
+    lose(stage, b"{}")
+    claim = document.claim
+
+    def late(path):
+        publish_json(stage.path("stage.json"), stamp(DOCUMENT))
+        return claim(path)
+
+    monkeypatch.setattr(document, "claim", late)
+    assert open_stage(tmp_path, lost=UNKNOWN).backends == [UNKNOWN, GPU]
+    assert names(stage.folder) == ["000000.safetensors", "stage.json"]
+
+
+def test_a_process_that_is_at_work_goes_on(tmp_path):
+    """What it makes on its backend is among what is made on an unknown one."""
+    stage = open_stage(tmp_path)
+    put(stage)
+    with stage.claim("batch-000001") as mine:
+        lose(stage)
+        other = open_stage(tmp_path, backend=GPU, lost=UNKNOWN)
+        other.admit(GPU, allow_change=True)
+        assert mine
+        put(stage, "000001.safetensors")
+    stage.seal()
+    assert set(other.seal_list) == {"000000.safetensors", "000001.safetensors"}
+    assert stage.backend_note(CPU) == "made on an unknown backend and (device gpu, mlx 0.32.4)"
 
 
 def test_names_are_the_published_data_and_nothing_else(tmp_path):

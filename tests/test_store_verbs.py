@@ -14,7 +14,7 @@ from conftest import ANALYTIC, tree
 
 import taqdit as package
 from taqdit import images
-from taqdit.errors import ConfigError, InputError
+from taqdit.errors import ConfigError, CorruptError, InputError
 from taqdit.store import Stage, publish_json, read_shard, sha256_file, write_shard
 from taqdit.store.digest import read_stamped, stamp
 from taqdit.store.disk import guarded
@@ -688,13 +688,75 @@ def test_a_folder_without_its_stage_json_is_set_aside_whole(sampled, call):
     code, text = call("repair", sampled)
     assert code == 0
     assert f"set aside  trajectories/{stage.folder.name}/stage.json" in text
-    assert "all of it, 6 trajectories, is made again" in text
+    assert "all of it, 6 trajectories, is made again; to keep them, rename it back" in text
     assert not stage.folder.exists()
     assert "replaced" in call("ls", sampled)[1]
     assert call("verify", sampled)[0] == 0  # what is set aside is not judged
     package.launch([*ANALYTIC, f"output_dir={sampled}"])
     after = tree(sampled / "store")
     assert {name: data for name, data in after.items() if ".replaced-" not in name} == before
+
+
+def runs(sampled, *overrides):
+    """A run over the same data: its stages by name."""
+    run = package.launch([*ANALYTIC, f"output_dir={sampled}", *overrides])
+    return {each["name"]: each for each in run.summary["stages"]}
+
+
+@pytest.mark.parametrize("repaired", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_run_may_go_on_without_the_stage_json(sampled, call, repaired):
+    """As the error says, or in the way that repair names: nothing that is whole is made again."""
+    stage, before = stage_of(sampled), without_aside(sampled / "store")
+    flip(stage.path("stage.json"), 800)
+    if repaired:
+        text = call("repair", sampled)[1]
+        assert "rename it back without its stage.json and run with allow_backend_change" in text
+        (aside,) = stage.folder.parent.iterdir()
+        aside.rename(stage.folder)
+        stage.path("stage.json").unlink()
+    with pytest.raises(CorruptError, match="allow_backend_change=true"):
+        runs(sampled)
+    found = runs(sampled, "allow_backend_change=true")["trajectories"]
+    assert (found["made"], found["reused"]) == (0, 6)
+    assert found["note"] == "made on an unknown backend"
+    after = without_aside(sampled / "store")
+    changed = f"trajectories/{stage.folder.name}/stage.json"
+    assert after.pop(changed) != before.pop(changed)
+    assert after == before
+    assert call("verify", sampled)[0] == 0
+    assert "made on an unknown backend" in call("ls", sampled)[1]
+
+
+def test_a_run_that_goes_on_without_the_stage_json_makes_what_is_damaged(sampled):
+    stage, before = stage_of(sampled), without_aside(sampled / "store")
+    stage.path("stage.json").unlink()
+    flip(stage.path("000001.safetensors"), 9000)
+    flip(stage.path("000005.png"), 900)
+    found = runs(sampled, "allow_backend_change=true")["trajectories"]
+    assert {name for name, _ in found["moved_aside"]} == {"000001.safetensors", "000005.png"}
+    after = without_aside(sampled / "store")
+    changed = [name for name in before if before[name] != after[name]]
+    assert changed == [f"trajectories/{stage.folder.name}/stage.json"]
+    assert [b.get("backend") for b in stage.backends] == ["unknown", None]
+
+
+@pytest.mark.slow
+def test_every_kind_of_stage_goes_on_without_its_stage_json(traced, call):
+    """Where no backend changes the data, or the folder's name knows it, always and without a
+    trace; elsewhere if one may change it."""
+    always, asked = (KINDS[4:], KINDS[:4])
+    before = without_aside(traced / "store")
+    for kinds_lost, settings in ((always, ()), (asked, ("allow_backend_change=true",))):
+        lost = [path for kind in kinds_lost for path in (traced / "store" / kind).glob("*/*.json")]
+        lost = [path for path in lost if path.name == "stage.json"]
+        for path in lost:
+            flip(path, 800)
+        run = package.launch([*TRACED, f"output_dir={traced}", *settings])
+        assert {each["made"] for each in run.summary["stages"]} == {0}
+        after = without_aside(traced / "store")
+        changed = {traced / "store" / name for name in before if before[name] != after[name]}
+        assert changed == ({*lost} if settings else set())
+        assert call("verify", traced)[0] == 0
 
 
 def test_the_command_that_goes_on_is_the_one_that_makes_most(sampled):

@@ -27,7 +27,7 @@ class StoredFigures:
         mark = sha256_hex(canonical_json(whole).encode())
         if refresh:
             Stage.set_aside(store, STAGE, mark)
-        self._stage = Stage.open(store, STAGE, fingerprint=mark, inputs=whole, backend={})
+        self._stage = Stage.open(store, STAGE, fingerprint=mark, inputs=whole, backend={}, lost={})
 
     def get(self, name: str) -> dict[str, bytes] | None:
         """The files of a figure by suffix; None if it is not there. Moves a corrupt one aside."""

@@ -52,7 +52,12 @@ class KeptAnalysis:
         if NAME in bench.plan.refresh:
             Stage.set_aside(bench.store, NAME, mark)
         self._stage = Stage.open(
-            bench.store, NAME, fingerprint=mark, inputs=inputs, backend=bench.backend
+            bench.store,
+            NAME,
+            fingerprint=mark,
+            inputs=inputs,
+            backend=bench.backend,
+            lost=bench.backend,  # the fingerprint names it, too
         )
         statistics.recall(self.overview)
 

@@ -14,6 +14,7 @@ from typing import Any
 from taqdit.errors import StorageError
 from taqdit.plan import Plan, fingerprint
 from taqdit.store import Stage
+from taqdit.store.backends import UNKNOWN, described
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2  # how often work that another process does is looked at
@@ -60,11 +61,19 @@ class Bench:
         mark = fingerprint(inputs)
         if name in self.plan.refresh and (aside := Stage.set_aside(self.store, name, mark)):
             log.info("refresh: the former %s was moved aside to %s", name, aside.name)
-        stage = Stage.open(self.store, name, fingerprint=mark, inputs=inputs, backend=self.backend)
+        stage = Stage.open(
+            self.store,
+            name,
+            fingerprint=mark,
+            inputs=inputs,
+            backend=self.backend,
+            lost=UNKNOWN if self.plan.allow_backend_change else None,
+        )
         report = StageReport(name, f"{name}/{stage.folder.name}")
         report.note = stage.backend_note(self.backend)
         if report.note:
-            log.warning("%s was %s; this is another backend", report.folder, report.note)
+            here = described(self.backend)
+            log.warning("%s was %s; this is %s", report.folder, report.note, here)
         self.reports.append(report)
         try:
             yield stage, report

@@ -16,10 +16,9 @@ from taqdit.store.aside import set_aside
 from taqdit.store.backends import among, described
 from taqdit.store.claim import claim, claimants, idle
 from taqdit.store.digest import corrupt, read_stamped, stamp
+from taqdit.store.document import SCHEMA, STAGE, document_of, establish, read_document
 from taqdit.store.shard import Shard, read_shard, verify_shard, write_shard
 
-SCHEMA = 1
-_STAGE = "stage.json"
 _SEAL = "SEALED.json"
 DATA = (".safetensors", ".png", ".npz", ".jsonl")  # the last two: imported files
 _log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ class Stage:
     """One folder `<root>/<name>/<first 12 digits of the fingerprint>`; made by `open` or `find`.
 
     The listing is the ledger: a unit is done when its file is there and verifies. `moved_aside`
-    names the files, with reasons, that this object found corrupt.
+    names the data files, with reasons, that this object found corrupt.
     """
 
     folder: Path
@@ -47,18 +46,20 @@ class Stage:
         fingerprint: str,
         inputs: Mapping[str, Any],
         backend: Mapping[str, Any],
+        lost: Mapping[str, Any] | None = None,
     ) -> "Stage":
         """Find or make the folder, with its stage.json, and clear what dead writers left.
 
         `inputs` is what the fingerprint was taken of, `backend` what computes on this machine.
-        StorageError when the folder belongs to another fingerprint, CorruptError when stage.json
-        is damaged, or missing though there is data.
+        Where there are data, but stage.json is damaged or missing, a new one says that they were
+        made on `lost`, or if that is None, CorruptError is raised. StorageError when the folder
+        belongs to another fingerprint.
         """
         stage = cls(_folder(root, name, fingerprint), name, fingerprint)
         disk.make_folder(stage.folder)
         stage._discard_dead(".*.tmp")
-        if not stage.path(_STAGE).exists():
-            stage._found(inputs, backend)
+        made = document_of(name, fingerprint, inputs, backend)
+        establish(stage.path(STAGE), made, stage.names, lost=lost)
         stage._document()
         return stage
 
@@ -66,7 +67,7 @@ class Stage:
     def find(cls, root: Path, name: str, fingerprint: str) -> "Stage | None":
         """The stage if it exists, to read. Nothing is made; errors as `open`."""
         stage = cls(_folder(root, name, fingerprint), name, fingerprint)
-        if not stage.path(_STAGE).exists():
+        if not stage.path(STAGE).exists():
             return None
         stage._document()
         return stage
@@ -75,9 +76,9 @@ class Stage:
     def at(cls, folder: Path) -> "Stage":
         """The stage whose folder this is, to read. InputError if it is none, errors as `open`."""
         folder = folder.resolve()
-        if not (folder / _STAGE).is_file():
-            raise InputError(f"{folder} is no stage of a store: it has no {_STAGE}")
-        mark = str(read_stamped(folder / _STAGE).get("fingerprint"))
+        if not (folder / STAGE).is_file():
+            raise InputError(f"{folder} is no stage of a store: it has no {STAGE}")
+        mark = str(read_stamped(folder / STAGE).get("fingerprint"))
         stage = cls(folder, folder.parent.name, mark)
         stage._document()
         return stage
@@ -150,7 +151,7 @@ class Stage:
                     "allow_backend_change=true"
                 )
             backends.append(backend)
-            disk.publish_json(self.path(_STAGE), stamp(document))
+            disk.publish_json(self.path(STAGE), stamp(document))
         disk.remove(self.path(_SEAL))
 
     def backend_note(self, backend: Mapping[str, Any]) -> str | None:
@@ -250,37 +251,9 @@ class Stage:
                 raise
             return None
 
-    def _found(self, inputs: Mapping[str, Any], backend: Mapping[str, Any]) -> None:
-        if self.names():
-            if self.path(_STAGE).exists():
-                return  # another process founded the stage meanwhile, and is at work
-            raise corrupt(self.folder, f"it holds data but no {_STAGE}")
-        document = {
-            "schema": SCHEMA,
-            "stage": self.name,
-            "fingerprint": self.fingerprint,
-            "inputs": inputs,
-            "backends": [backend],
-        }
-        disk.publish_json(self.path(_STAGE), stamp(document))
-
     def _document(self) -> dict[str, Any]:
-        """stage.json as it is now: another process may have added its backend."""
-        path = self.path(_STAGE)
-        document = read_stamped(path)
-        if document.get("schema") != SCHEMA:
-            raise StorageError(
-                f"{path} has schema {repr(document.get('schema'))[:40]}, this version reads "
-                f"{SCHEMA}; use another output_dir"
-            )
-        if not digest.is_stage(document):
-            raise corrupt(path, "its inputs or backends are none")
-        if (mark := document.get("fingerprint")) != self.fingerprint:
-            raise StorageError(
-                f"{path} belongs to fingerprint {str(mark)[:64]!r}, not "
-                f"{self.fingerprint}; move its folder away, or use another output_dir"
-            )
-        return document
+        """stage.json as it is now."""
+        return read_document(self.path(STAGE), self.fingerprint)
 
     def _tried(
         self, name: str, verify: Callable[[Path], object]

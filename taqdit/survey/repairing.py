@@ -12,7 +12,7 @@ from pathlib import Path
 from taqdit.errors import StorageError
 from taqdit.store import Stage
 from taqdit.store.aside import set_aside
-from taqdit.survey.stages import STAGE, Surveyed, survey_stage
+from taqdit.survey.stages import IMPORTED, STAGE, Surveyed, survey_stage
 from taqdit.survey.verifying import Checked, Finding, verify
 from taqdit.survey.words import counted
 
@@ -66,11 +66,13 @@ class _Repair:
             yield self._repair(each)
 
     def _replace(self, finding: Finding) -> Repaired:
-        """Without its stage.json, nothing of a folder can be used: the shards say whose they are,
-        but on which backends they were made, only stage.json did."""
+        """The shards say whose they are; on which backends they were made, only stage.json did. A
+        run goes on with them where that may be."""
         units = counted(self.stage.units, self.stage.unit)
-        why = f"all of it, {units}, is made again; to save them, put a whole {STAGE} into the"
-        why += " folder and rename it back"
+        why = f"all of it, {units}, is made again"
+        if self.stage.kind != IMPORTED:
+            why += f"; to keep them, rename it back without its {STAGE} and run with"
+            why += " allow_backend_change=true"
         if self.dry_run:
             return Repaired(REPLACED, finding, why=why)
         try:

@@ -16,8 +16,9 @@ from taqdit.errors import CorruptError, StorageError
 from taqdit.store.aside import REMOVED, REPLACED
 from taqdit.store.digest import is_stage, read_stamped, reason_of, texts_by_name
 from taqdit.store.disk import guarded
+from taqdit.store.document import SCHEMA
 from taqdit.store.held import is_held
-from taqdit.store.stage import DATA, SCHEMA
+from taqdit.store.stage import DATA
 
 IMPORTED = "imported"  # files made elsewhere, whose bytes the seal knows
 KINDS = ("conditioning", "trajectories", "statistics", "weights", "analysis", "figures")

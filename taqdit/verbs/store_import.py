@@ -114,7 +114,7 @@ def _images(source: Path, store: Path) -> list[str]:
 
 def _open(store: Path, inputs: dict[str, Any]) -> Stage:
     mark = fingerprint(inputs)
-    return Stage.open(store, NAME, fingerprint=mark, inputs=inputs, backend={})
+    return Stage.open(store, NAME, fingerprint=mark, inputs=inputs, backend={}, lost={})
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from taqdit import config
 from taqdit.errors import CorruptError
 from taqdit.preflight import size
 from taqdit.record import relative
+from taqdit.store.backends import worded
 from taqdit.survey import Checked, Finding, RunFound, Survey, Surveyed, find_store
 from taqdit.survey import verify as verify_stages
 from taqdit.survey.usage import Usage, usage
@@ -212,8 +213,7 @@ def _made(stage: Surveyed) -> bool:
 
 
 def _backends(stage: Surveyed) -> str:
-    each = (", ".join(f"{key} {value}" for key, value in b.items()) for b in stage.backends)
-    return " and ".join(each)
+    return " and ".join(map(worded, stage.backends))
 
 
 def _used(there: Survey, stage: Surveyed) -> str:

@@ -13,7 +13,7 @@ from unittest.mock import patch
 from store_lab import BACKEND, FINGERPRINT, Problems, build, unit_name
 
 from taqdit.errors import CorruptError, StorageError
-from taqdit.store import Stage, disk
+from taqdit.store import Stage, disk, document
 
 
 def no_locks(file: object, operation: int) -> None:
@@ -63,14 +63,17 @@ def dead_writers_file(root: Path) -> Problems:
 
 def founded_meanwhile(root: Path) -> Problems:
     """Another process makes the stage, all of it, just before this one would."""
-    found = Stage._found
+    read = document.read_document
 
-    def late(stage, *given):
-        with patch.object(Stage, "_found", found):
-            build(root)
-        found(stage, *given)
+    def late(*given):
+        try:
+            return read(*given)
+        except StorageError:
+            with patch.object(document, "read_document", read):
+                build(root)
+            raise
 
-    with patch.object(Stage, "_found", late):
+    with patch.object(document, "read_document", late):
         try:
             bad = []
             build(root, on_made=lambda name: bad.append(f"{name} is made again"))

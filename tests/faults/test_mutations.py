@@ -23,7 +23,7 @@ from ledger import shows
 
 from taqdit import images
 from taqdit.errors import TaqditError
-from taqdit.store import aside, claim, digest, disk, layout, shard
+from taqdit.store import aside, claim, digest, disk, document, layout, shard
 from taqdit.store.stage import Stage
 
 
@@ -211,28 +211,40 @@ MUTATIONS = [
     ),
     # the stage and its seal
     Mutation(
-        Stage._document,
-        "!= self.fingerprint",
+        document.read_document,
+        "!= fingerprint",
         "is None",
         "test_store_stage.test_a_folder_of_another_fingerprint_is_refused",
     ),
     Mutation(
-        Stage._document,
+        document.read_document,
         'if document.get("schema") != SCHEMA:',
         "if False:",
         "test_store_stage.test_a_stage_of_a_later_version_is_refused",
     ),
     Mutation(
-        Stage._found,
-        "if self.names():",
+        document._loss,
+        "if names():",
         "if False:",
         "test_store_stage.test_data_without_a_stage_file_is_corrupt",
     ),
     Mutation(
-        Stage._found,
-        "if self.path(_STAGE).exists():",
-        "if False:",
+        document.establish,
+        "[lost] if data else",
+        "[lost] if False else",
+        "test_store_stage.test_an_unknown_backend_is_no_real_one",
+    ),
+    Mutation(
+        document.establish,
+        "if mine and (problem := _loss(path, document, names)) is not None:",
+        "if mine:",
         company_checks.founded_meanwhile,
+    ),
+    Mutation(
+        document.establish,
+        "if mine and",
+        "if",
+        "test_store_stage.test_one_process_at_a_time_writes_a_lost_stage_file_anew",
     ),
     Mutation(
         Stage.open,
