@@ -24,6 +24,7 @@ from taqdit.tracer import TracerOptions
 
 SCHEMA = 1  # of the stages' numbers: raise it when the same inputs give other bytes
 STATISTICS_SCHEMA = 1
+TRACING = {"statistics", "analysis", "figures", "report"}  # stages that need statistics
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,12 @@ class Plan:
         """The sites that are read, with the modules they are read at."""
         there = {each.site: each for each in site_paths(self.model)}
         return tuple(there[site] for site in self.tracer.chosen(there))
+
+    @property
+    def traces(self) -> bool:
+        """Whether statistics are made or read from the store."""
+        asked = set(self.stages) & TRACING
+        return bool(asked and self.traced and self.imported_statistics is None)
 
     @property
     def layout(self) -> Layout:

@@ -89,8 +89,10 @@ def estimate(plan: Plan, *, free_bytes: int) -> Estimate:
         trajectory_bytes=count_latents(plan) * latent * np.dtype(sampler.latents_dtype).itemsize,
         picture_bytes=int(pictures * PNG_BYTES_PER_VALUE),
         export_bytes=exported if plan.export and points else 0,
-        statistics_bytes=statistics_bytes(plan),
-        analysis_bytes=len(plan.layout.sites) * plan.schedule.num_steps * ANALYSIS_BYTES,
+        statistics_bytes=statistics_bytes(plan) if plan.traces else 0,
+        analysis_bytes=len(plan.layout.sites) * plan.schedule.num_steps * ANALYSIS_BYTES
+        if plan.traces
+        else 0,
         free_bytes=free_bytes,
         peak_memory_bytes=model.peak_bytes(sampler.batch_size, num_steps=plan.schedule.num_steps),
     )

@@ -20,6 +20,7 @@ from taqdit.figures import run_figures
 from taqdit.figures.latents import chosen_steps
 from taqdit.findings import Findings, analyse_run
 from taqdit.plan import (
+    TRACING,
     Plan,
     conditioning_inputs,
     fingerprint,
@@ -27,6 +28,7 @@ from taqdit.plan import (
     trajectory_inputs,
 )
 from taqdit.progress import Progress
+from taqdit.remaining import remaining
 from taqdit.selection import bound, needs_evidence
 from taqdit.showing import Showing
 from taqdit.source import source_digest
@@ -45,8 +47,7 @@ from taqdit.tracking.secrets import mask_secrets
 from taqdit.trajectory_set import TrajectorySet
 
 log = logging.getLogger(__name__)
-TRACED = {"statistics", "analysis", "figures", "report"}  # stages that need statistics
-VIEWS = {"trajectories", "calibration", *TRACED}  # of trajectories
+VIEWS = {"trajectories", "calibration", *TRACING}  # of trajectories
 
 
 class Session:
@@ -105,37 +106,29 @@ class Session:
         if self._elsewhere:
             return
         found = preflight.estimate(plan, free_bytes=preflight.free_bytes(plan.output_dir))
-        self.results["preflight"] = found.as_dict()
+        left = remaining(plan, found, self.store, self._known_fingerprints())
+        self.results["preflight"] = found.as_dict() | left.as_dict()
         if plan.preflight != "off":
-            log.info("%s", preflight.describe(found))
+            log.info("%s\n%s", preflight.describe(found), left.describe())
         if plan.preflight != "only":
-            needed = max(0, found.total_bytes - self._stored_bytes())
-            preflight.refuse_full_disk(found, needed=needed, folder=plan.output_dir)
+            preflight.refuse_full_disk(found, needed=left.bytes_left, folder=plan.output_dir)
 
-    def _stored_bytes(self) -> int:
-        """Bytes that the run will find in the store; 0 while the weights are not here."""
-        if not self.plan.model.weights_present():
-            return 0  # a fingerprint would have to download them first
-        kept = {k: v for k, v in self._fingerprints().items() if k not in self.plan.refresh}
-        folders = [self.store / name / mark[:12] for name, mark in kept.items()]
-        files = [path for folder in folders for path in folder.glob("*")]
-        return sum(path.stat().st_size for path in files if path.suffix in (".safetensors", ".png"))
+    def _known_fingerprints(self) -> dict[str, str] | None:
+        """Of the stages that may be in the store; None while the weights are not here."""
+        if not self.store.is_dir():
+            return {}
+        # else they would have to be downloaded first
+        return self._fingerprints() if self.plan.model.weights_present() else None
 
     def _fingerprints(self) -> dict[str, str]:
         marks = {"trajectories": fingerprint(trajectory_inputs(self.plan))}
         if self.plan.prompts.store_conditioning:
             marks = {"conditioning": fingerprint(conditioning_inputs(self.plan)), **marks}
-        if self._traces:
+        if self.plan.traces:
             marks["statistics"] = fingerprint(statistics_inputs(self.plan))
             if self._analyses and "weights" in self.plan.stages:
                 marks["weights"] = fingerprint(weight_inputs(self.plan))
         return marks
-
-    @property
-    def _traces(self) -> bool:
-        """Whether statistics are made or read from the store."""
-        asked = set(self.plan.stages) & TRACED
-        return bool(asked and self.plan.traced and self.plan.imported_statistics is None)
 
     @property
     def _analyses(self) -> bool:
@@ -175,7 +168,7 @@ class Session:
             conditioning = encode_prompts(self.bench)
         if not asked & VIEWS:
             return
-        batch_size, traced = plan.sampler.batch_size, self._traces
+        batch_size, traced = plan.sampler.batch_size, self.plan.traces
         with (
             memory.sampling(plan.model, batch_size=batch_size, traced=traced),
             Progress() as progress,
@@ -206,7 +199,7 @@ class Session:
                 show.trajectories(trajectories)
         if self._analyses:
             self._analyse(statistics, kept, show, deliver)
-        if asked & TRACED:
+        if asked & TRACING:
             with memory.drawing(plan.plots.formats):
                 show.statistics(statistics, chosen)
         if stored:

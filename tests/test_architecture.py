@@ -27,7 +27,7 @@ LEVELS = {
     4: ("trajectory_set", "plots", "report", "layer_summary", "exports"),
     5: ("plan", "comparing"),
     6: ("config", "stages", "figures", "preflight"),
-    7: ("record", "exits", "page", "findings"),
+    7: ("record", "exits", "page", "findings", "remaining"),
     8: ("showing", "delivery"),
     9: ("session", "comparison", "survey"),
     10: ("sweeping",),

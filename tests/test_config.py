@@ -212,6 +212,64 @@ def test_check_reports_everything_at_once():
         assert any(text.startswith(start) for text in texts), (start, texts)
 
 
+def refused(*overrides):
+    """The lines that Hydra's refusals become."""
+    with pytest.raises(ConfigError) as caught:
+        config.compose_config(overrides)
+    return caught.value.args
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("sampler.num_trajectory=4", "sampler.num_trajectories"),
+        ("samplr.seed=4", "sampler.seed"),
+        ("num_steps=4", "schedule.num_steps"),  # right, but under another group
+        ("sampler.steps=4", "schedule.num_steps"),
+        ("sampler.cfg=4", "sampler.cfg_scale"),
+        ("~sampler.sed", "sampler.seed"),
+        ("samplr=euler", "sampler"),
+        ("experimnt=paper", "experiment"),  # a group that the configuration has no key of
+        ("sampler=eulr", "sampler=euler"),
+        ("experiment=papr", "experiment=paper"),
+    ],
+)
+def test_what_may_have_been_meant_is_asked(override, meant):
+    (text,) = refused(override)
+    assert text.endswith(f"; did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    "override", ["sampler.xyzzy=1", "sampler=dpm", "schedule.num_steps=abc", "prompts=null"]
+)
+def test_nothing_is_asked_where_nothing_is_near(override):
+    (text,) = refused(override)
+    assert "did you mean" not in text
+
+
+def test_every_override_that_is_refused_has_its_line():
+    texts = refused(
+        *("sampler.sede=3", "tracer=block_input", "tracer.foldz=3", "schedule.num_steps=abc"),
+        *("stages=[a", "sampler.seed=7", "sampler.num_trajectory=4"),
+    )
+    begins = [
+        "stages: no viable",
+        "In 'config': Could not find 'tracer/block_input'",  # whose keys are not known then
+        "Could not override 'sampler.sede'",
+        "Error merging override schedule.num_steps=abc. Value 'abc'",
+        "Could not override 'sampler.num_trajectory'",
+    ]
+    assert len(texts) == len(begins)
+    for text, begin in zip(texts, begins, strict=True):
+        assert text.startswith(begin)
+    assert [text.count("did you mean") for text in texts] == [0, 1, 1, 0, 1]
+
+
+def test_under_another_preset_the_other_overrides_might_be_right():
+    (text,) = refused("experiment=papr", "sampler.sede=3")
+    assert text.startswith("In 'config': Could not find 'experiment/papr'")
+
+
 def test_wrong_arguments_and_types_name_the_parameter():
     with pytest.raises(ConfigError) as caught:
         config.build({"_target_": "taqdit.schedule.flow", "num_steps": 2.5, "steps": 3})

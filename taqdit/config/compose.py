@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taqdit.config.foreign import refuse_code
 from taqdit.config.launchers import missing_plugin
+from taqdit.config.refused import culprit, key_of, left_out, meant
 from taqdit.errors import ConfigError
 
 
@@ -26,19 +27,48 @@ def config_folder() -> Path:
 def compose_config(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
     """The configuration that the command line `taqdit *overrides` would run.
 
-    Raises ConfigError for what Hydra refuses, in one line, and for files with more than settings.
+    Raises ConfigError for what Hydra refuses, a line for each override, and for files with more
+    than settings.
     """
     refuse_code(overrides, config_folder())
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
-            return compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
-    except Exception as error:
-        if hydra_complains(error):
-            raise ConfigError(one_line(error)) from error
-        raise
+            return _composed(overrides, with_hydra=with_hydra)
     finally:
         GlobalHydra.instance().clear()
+
+
+def _composed(overrides: Sequence[str], *, with_hydra: bool) -> DictConfig:
+    """Compose; without what is refused, to say what else is, and which keys there are."""
+    left: list[str] | None = list(overrides)
+    refused: list[tuple[str, str | None]] = []
+    first, known = None, [each.name for each in config_folder().iterdir() if each.is_dir()]
+    while left is not None:
+        try:
+            composed = compose("config", overrides=left, return_hydra_config=with_hydra)
+        except Exception as error:
+            if not hydra_complains(error):
+                raise
+            first, text = first or error, one_line(error)
+            found = culprit(error, text, left)
+            if found is not None and key_of(found) not in text:
+                text = f"{key_of(found)}: {text}"  # what cannot be parsed is told by a part
+            refused.append((text, found))
+            left = None if found is None else left_out(found, left)
+        else:
+            if first is None:
+                return composed
+            known += _keys(OmegaConf.to_container(composed))
+            left = None
+    raise ConfigError(*(text + meant(text, found, known) for text, found in refused)) from first
+
+
+def _keys(node: Any, above: str = "") -> Iterator[str]:
+    """Every key of a nested mapping, sections included, from the top."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield f"{above}{key}"
+        yield from _keys(value, f"{above}{key}.")
 
 
 def hydra_complains(error: BaseException) -> bool:
