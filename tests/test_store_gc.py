@@ -336,6 +336,67 @@ def test_a_folder_that_cannot_be_listed_stops_everything(small, shut, where):
     assert small.lost[0].is_dir()
 
 
+@pytest.fixture
+def shut_out(monkeypatch):
+    """Let the listing of a stage's folder be refused."""
+    return lambda folder: monkeypatch.setattr(os, "scandir", refusing(os.scandir, folder))
+
+
+def refusing(method, folder):
+    def call(path="."):
+        if Path(os.fsdecode(path)) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return method(path)
+
+    return call
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], ["--yes"]])
+def test_a_stage_that_cannot_be_listed_is_told_and_kept(small, shut_out, capsys, flags):
+    shut_out(small.lost[1])
+    assert small.gc(*flags) == StorageError.exit_code
+    assert small.lost[1].is_dir()
+    assert small.lost[0].is_dir() == (flags == ["--dry-run"])
+    text = capsys.readouterr().out
+    assert f"\nleft          cannot list {small.lost[1]}: Permission denied" in text
+    assert small.gc("--yes") == StorageError.exit_code  # though nothing is left to remove
+    assert "nothing to remove" in capsys.readouterr().out or flags == ["--dry-run"]
+
+
+def test_a_stage_that_cannot_be_listed_at_the_last_moment_is_left(small, shut_out, capsys):
+    found = find_garbage(small.store)
+    shut_out(small.lost[0])
+    left = remove_all(found.garbage, small.store)
+    assert [each.path for each in left] == small.lost[:1]
+    assert small.lost[0].is_dir()
+
+
+@settings(max_examples=10)
+@given(
+    there=st.sets(st.sampled_from([*MARKED, *ANALYSES, *FIGURES]), min_size=1, max_size=16),
+    runs=st.lists(st.sets(st.sampled_from(MARKED), max_size=3), max_size=3),
+    data=st.data(),
+)
+@example(there={STATISTICS[0], TRAJECTORIES[0], ANALYSES[0], FIGURES[4]}, runs=[], data=None)
+def test_a_stage_that_cannot_be_listed_keeps_more_and_never_less(there, runs, data):
+    """As if a run referred to it, and to all that it may be made from."""
+    runs = [{key[0]: key for key in run}.values() for run in runs]  # one of each kind
+    hidden = data.draw(st.sampled_from(sorted(there, key=str))) if data else STATISTICS[0]
+    disk.current, before = QuickDisk(), disk.current
+    try:
+        with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+            lab = Lab(Path(place) / "outputs")
+            made = {key: lab.stage(key[0], **inputs_of(key)).folder for key in there}
+            for run in runs:
+                lab.run(*((key[0], mark_of(key)) for key in run))
+            patch.setattr(os, "scandir", refusing(os.scandir, made[hidden]))
+            assert lab.gc("--yes") == StorageError.exit_code
+            patch.undo()
+            assert lab.folders() >= {made[key] for key in needed(there, [*runs, {hidden}])}
+    finally:
+        disk.current = before
+
+
 def test_no_store_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="holds no store"):
         store_gc.gc([str(tmp_path)])

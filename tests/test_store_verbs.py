@@ -11,16 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ANALYTIC, tree
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import taqdit as package
 from taqdit import images
 from taqdit.errors import ConfigError, CorruptError, InputError
+from taqdit.plan import fingerprint
 from taqdit.store import Stage, publish_json, read_shard, sha256_file, write_shard
 from taqdit.store.digest import read_stamped, stamp
 from taqdit.store.disk import guarded
 from taqdit.store.held import is_held
 from taqdit.survey import KINDS, Survey
 from taqdit.survey import verify as verify_stages
+from taqdit.survey.differing import sites_told
 from taqdit.survey.stages import survey_stage
 from taqdit.verbs import rerun, store_repair
 from taqdit.verbs.store import SUBVERBS, store
@@ -186,6 +190,7 @@ def test_the_keys_of_the_json_are_a_promise(sampled, call):
     assert list(listed["stages"][0]) == [
         *("stage", "folder", "fingerprint", "state", "problem", "units", "unit", "files", "bytes"),
         *("made_of", "backends", "runs", "held", "working", "aside", "leftovers"),
+        *("beyond_seal", "differs"),
     ]
     assert list(spent) == [
         *("schema", "store", "bytes", "stages", "folders", "working", "beside"),
@@ -202,6 +207,183 @@ def test_the_keys_of_the_json_are_a_promise(sampled, call):
     (finding,) = json.loads(call("verify", "--json", sampled)[1])["findings"]
     assert list(finding) == ["severity", "folder", "file", "kind", "words", "bytes"]
     assert {listed["schema"], spent["schema"], checked["schema"]} == {1}
+
+
+def bare(store, kind, /, **inputs):
+    """A sealed stage of these inputs, with one shard."""
+    stage = Stage.open(
+        store, kind, fingerprint=fingerprint(inputs), inputs=inputs, backend={"mlx": "1"}
+    )
+    stage.write("000000.safetensors", {"x": np.ones(2)}, kind=kind, index="000000", metadata={})
+    stage.seal()
+    return stage
+
+
+@pytest.fixture
+def shut_out(monkeypatch):
+    """Let the listing of a folder be refused."""
+    real = os.scandir
+
+    def shut_out(folder):
+        def scandir(path="."):
+            if Path(os.fsdecode(path)) == folder:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return real(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+
+    return shut_out
+
+
+SITES = [
+    *(f"mm_{block:02}_{stream}.{place}" for block in range(3) for stream in ("img", "txt")
+      for place in ("qkv_in", "post_gelu")),
+    "final.linear_in",
+]  # fmt: skip
+OPTIONS = {"a16": False, "w16": False, "use_t5": False}
+BASE = {
+    "model": "tiny",
+    "options": OPTIONS,
+    "prompts": ["a", "b"],
+    "num_steps": 3,
+    "cfg_scale": 2.0,
+}
+GELU = [name for name in SITES if name.endswith("gelu")]
+
+
+def test_ls_says_how_the_stages_of_a_kind_differ(tmp_path, call):
+    store = tmp_path / "outputs" / "store"
+    marks = [
+        bare(store, "statistics", **{**BASE, "folds": folds, "sites": sites}).fingerprint
+        for folds, sites in ((8, SITES), (8, GELU), (4, GELU[:4]), (4, SITES[:3]))
+    ]
+    odd = {"num_steps": 7, "prompts": ["a", "c"], "options": {**OPTIONS, "use_t5": True}}
+    odd["selection"] = {"_target_": "taqdit.timestep_selection.dense_middle", "count": 2}
+    bare(store, "trajectories", **BASE)
+    bare(store, "trajectories", **{**BASE, **odd, "sampler_option": "taqdit.sampler.heun"})
+    bare(store, "conditioning", model="tiny", options=OPTIONS)
+    bare(store, "figures", statistics=[marks[0], 8], trajectories="a" * 64)
+    bare(store, "figures", statistics=[marks[1], 8], trajectories="a" * 64, selected="b" * 64)
+    text = call("ls", tmp_path / "outputs")[1]
+    for words in (
+        "differs in tracer.folds=8, sites=13; else tiny, 2 prompts, 3 steps, CFG 2",
+        "differs in tracer.folds=8, sites=6 (post_gelu); else tiny",
+        "differs in tracer.folds=4, sites=4 (post_gelu, mm_00-01); else tiny",
+        "differs in schedule.num_steps=3, model.use_t5=false, prompts=2 (0473ef); else tiny, CFG 2",
+        "sampler=heun, timestep_selection=dense_middle, timestep_selection.count=2",
+        f"differs in statistics=[{marks[0][:12]}, 8]; else of trajectories aaaaaaaaaaaa",
+        f"differs in statistics=[{marks[1][:12]}, 8], selected=bbbbbbbbbbbb; else",
+    ):
+        assert words in " ".join(text.split()), words
+    assert max(map(len, text.splitlines())) <= 100
+    (conditioning,) = (line for line in text.splitlines() if line.startswith("conditioning"))
+    assert conditioning.endswith("  tiny")
+    listed = json.loads(call("ls", "--json", tmp_path / "outputs")[1])["stages"]
+    told = {each["fingerprint"]: each["differs"] for each in listed}
+    assert told[marks[2]] == {"folds": "4", "sites": "4 (post_gelu, mm_00-01)"}
+    assert listed[0]["differs"] == {}
+
+
+subsets = st.sets(st.sampled_from(SITES), min_size=1)
+
+
+@settings(max_examples=40)
+@given(st.lists(subsets, min_size=2, max_size=4, unique_by=frozenset))
+@example([{*SITES}, {*GELU}, {*GELU[:2]}])
+def test_stages_with_other_sites_read_otherwise(listed):
+    union = set().union(*listed)
+    words = [sites_told(names, union) for names in listed]
+    assert len({*words}) == len(listed)
+    assert [int(each.split()[0]) for each in words] == [len(names) for names in listed]
+    assert max(map(len, words)) <= 50
+
+
+def test_an_analysis_is_told_by_its_statistics(tmp_path, call):
+    store = tmp_path / "outputs" / "store"
+    marks = []
+    for folds in (2, 4):
+        stage = bare(store, "statistics", folds=folds)
+        marks.append(stage.fingerprint[:12])
+        digest = read_shard(stage.path("000000.safetensors")).metadata["sha256"]
+        bare(store, "analysis", statistics=[digest], weighting="dt")
+    text = call("ls", tmp_path / "outputs")[1]
+    for mark in marks:
+        assert f"differs in statistics={mark}; else weighting dt" in text
+
+
+def test_files_that_the_seal_does_not_list_are_told_and_not_counted(sampled, call, verified):
+    stage = stage_of(sampled)
+    shutil.copy(stage.path("000003.safetensors"), stage.path("000999.safetensors"))
+    (listed,) = json.loads(call("ls", "--json", sampled)[1])["stages"][1:]
+    assert (listed["units"], listed["files"], listed["state"]) == (6, 13, "unfinished")
+    assert listed["beyond_seal"] == ["000999.safetensors"]
+    assert "as the seal does not list it: 000999.safetensors\n" in call("ls", sampled)[1]
+    assert kinds(verified(sampled)[1]) == [("corrupt", "place", "000999.safetensors")]
+    with stage.claim("batch-000500"):  # somebody is at work
+        assert survey_stage(stage.folder).units == 7
+
+
+@pytest.mark.parametrize("kind", ["weights", "figures", "imported"])
+def test_what_was_moved_aside_and_is_missing_is_told(tmp_path, call, kind):
+    stage = bare(tmp_path / "outputs" / "store", kind, model="tiny", kind="images")
+    stage.quarantine("000000.safetensors", "a test")
+    maker = "taqdit store import of the folder" if kind == "imported" else "a run makes again"
+    code, text = call("verify", tmp_path / "outputs")
+    (line,) = (each for each in text.splitlines() if each.startswith("warning"))
+    assert code == 0
+    assert f"{stage.folder.name}: missing since moved aside: 000000.safetensors; {maker}" in line
+    assert "\nmake what is missing: " in text
+    stage.write("000000.safetensors", {"x": np.ones(2)}, kind=kind, index="000000", metadata={})
+    assert "warning " not in call("verify", tmp_path / "outputs")[1]
+    stage.path("000000.safetensors").unlink()
+    stage.seal()  # a run that did not need it
+    assert "warning " not in call("verify", tmp_path / "outputs")[1]
+
+
+def test_imported_data_are_told_by_their_kind_and_file(tmp_path, call):
+    stage = bare(tmp_path / "store", "imported", kind="calibration", file="c.npz", cfg_scale=1.5)
+    assert "  calibration, c.npz, CFG 1.5\n" in call("ls", tmp_path)[1]
+    flip(stage.path("000000.safetensors"), 9)
+    code, text = call("verify", tmp_path)
+    assert code == 5
+    assert "bytes): it is not the file that was sealed\n" in text
+
+
+def test_prompts_and_pictures_that_were_moved_aside_are_told(sampled, call, verified):
+    conditioning, stage = stage_of(sampled, "conditioning"), stage_of(sampled)
+    first, second = conditioning.names()[:2]
+    for name in (first, second):
+        conditioning.quarantine(name, "a test")
+    stage.quarantine("000002.png", "a test")
+    shutil.copy(stage.path("000001.safetensors"), stage.path("000999.safetensors"))
+    stage.quarantine("000999.safetensors", "a stray is not missed")
+    found = verified(sampled)[1]
+    assert kinds(found) == [("warning", "gap", None)] * 2
+    assert f"moved aside: {first} and 1 more; a run makes" in found[0]["words"]
+    assert "moved aside: 000002.png; a run makes" in found[1]["words"]
+    (run,) = sampled.glob("runs/*/*")
+    text = call("verify", sampled)[1]
+    assert text.splitlines()[-1] == f"make what is missing: taqdit rerun {run}"
+
+
+def test_a_folder_that_cannot_be_listed_hides_no_other(tmp_path, call, shut_out):
+    store = tmp_path / "outputs" / "store"
+    stages = [bare(store, "figures", count=number) for number in range(3)]
+    shut_out(stages[1].folder)
+    code, text = call("ls", tmp_path / "outputs")
+    assert code == 0
+    assert text.count("sealed") == 2
+    name = f"figures/{stages[1].folder.name}"
+    assert f"{name:<28}not listable\n" in text
+    assert f"    not listable: cannot list {stages[1].folder}: Permission denied" in text
+    assert f"{name}: cannot list" in call("du", tmp_path / "outputs")[1]
+    code, text = call("verify", "--json", tmp_path / "outputs")
+    (finding,) = json.loads(text)["findings"]
+    assert (code, finding["kind"], finding["folder"]) == (5, "unreadable", name)
+    code, text = call("repair", tmp_path / "outputs")
+    assert code == 4
+    assert text.startswith(f"left alone  {name}")
+    assert stages[1].folder.is_dir()
 
 
 def test_du_adds_up_to_the_bytes_on_the_disk(sampled, call):
@@ -302,6 +484,10 @@ def test_stages_are_chosen_by_kind_or_by_folder(sampled, call):
         found = json.loads(call("verify", "--json", "--stage", name, sampled)[1])
         assert [each["folder"] for each in found["stages"]] == [f"trajectories/{folder}"]
     with pytest.raises(InputError, match="has no stage 'figures'; it holds conditioning/"):
+        store(["verify", "--stage", "figures", str(sampled)])
+    for number in range(4):
+        bare(sampled / "store", "weights", number=number)
+    with pytest.raises(InputError, match=r"weights/\w+ and 2 more$"):
         store(["verify", "--stage", "figures", str(sampled)])
 
 
@@ -746,16 +932,16 @@ def test_every_kind_of_stage_goes_on_without_its_stage_json(traced, call):
     trace; elsewhere if one may change it."""
     always, asked = (KINDS[4:], KINDS[:4])
     before = without_aside(traced / "store")
-    for kinds_lost, settings in ((always, ()), (asked, ("allow_backend_change=true",))):
+    for kinds_lost, more in ((always, ()), (asked, ("allow_backend_change=true",))):
         lost = [path for kind in kinds_lost for path in (traced / "store" / kind).glob("*/*.json")]
         lost = [path for path in lost if path.name == "stage.json"]
         for path in lost:
             flip(path, 800)
-        run = package.launch([*TRACED, f"output_dir={traced}", *settings])
+        run = package.launch([*TRACED, f"output_dir={traced}", *more])
         assert {each["made"] for each in run.summary["stages"]} == {0}
         after = without_aside(traced / "store")
         changed = {traced / "store" / name for name in before if before[name] != after[name]}
-        assert changed == ({*lost} if settings else set())
+        assert changed == ({*lost} if more else set())
         assert call("verify", traced)[0] == 0
 
 

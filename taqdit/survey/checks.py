@@ -44,6 +44,7 @@ class Check:
 
     def __init__(self, stage: str, inputs: Mapping[str, Any], files: Sequence[str]) -> None:
         self.stage, self.inputs, self.files = stage, inputs, files
+        self.misplaced: set[str] = set()  # files that belong elsewhere, whatever they are called
 
     def index(self, name: str, shard: Shard) -> int | str | None:
         """The unit that a file of this name holds; None if there is no such name."""

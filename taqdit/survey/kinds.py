@@ -116,8 +116,9 @@ class Trajectories(Check):
         there = {n for name in self.files if (n := _number(name)) is not None}
         shards = {n for n in there if trajectory.shard_name(n) in self.files}
         size = int(self.inputs["batch_size"])
-        wanted = -(-(max(shards, default=-1) + 1) // size) * size
-        if left := wanted - len(shards):
+        own = {n for n in shards if trajectory.shard_name(n) not in self.misplaced}
+        wanted = -(-(max(own, default=-1) + 1) // size) * size
+        if left := wanted - sum(number < wanted for number in shards):
             words = f"{counted(left, 'trajectory')} missing, the first is {_first_gap(shards)}"
             yield None, "gap", words + "; a run that needs them samples them"
         for number in sorted(there - shards):
@@ -163,7 +164,8 @@ class StepShards(Check):
         """Whether every step is there."""
         matches = [match for match in map(_STEP.fullmatch, self.files) if match]
         whole = [m for m in matches if m[1] == "trajectories"]
-        for extent in sorted({int(match[2]) for match in whole}):
+        own = {int(match[2]) for match in whole if match[0] not in self.misplaced}
+        for extent in sorted(own):
             steps = {int(match[3]) for match in whole if int(match[2]) == extent}
             if (lacking := int(self.inputs["num_steps"]) - len(steps)) > 0:
                 words = f"of {extent} trajectories {lacking} steps are missing"

@@ -23,7 +23,7 @@ from taqdit.store.stage import DATA
 IMPORTED = "imported"  # files made elsewhere, whose bytes the seal knows
 KINDS = ("conditioning", "trajectories", "statistics", "weights", "analysis", "figures")
 SEALED, UNFINISHED, AT_WORK = "sealed", "unfinished", "at work"
-DAMAGED, FOREIGN = "damaged", "foreign schema"
+DAMAGED, FOREIGN, UNLISTED = "damaged", "foreign schema", "not listable"
 STAGE, SEAL = "stage.json", "SEALED.json"
 _UNITS = {  # what a unit of a kind is called
     "conditioning": "text",
@@ -47,7 +47,8 @@ class Surveyed:
     `leftovers` what dead writers left; `held` the claims and temporary files of living ones.
 
     `document` is stage.json, `seal` the list of SEALED.json; None where absent or damaged, and
-    `faults` then says why, by file.
+    `faults` then says why, by file. `unlisted` is the error of a folder that cannot be listed: of
+    what is in it nothing is known then.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class Surveyed:
     document: Mapping[str, Any] | None
     seal: Mapping[str, str] | None
     faults: Mapping[str, str]
+    unlisted: StorageError | None = None
 
     @property
     def kind(self) -> str:
@@ -72,7 +74,9 @@ class Surveyed:
 
     @property
     def state(self) -> str:
-        """`sealed`, `unfinished`, `at work`, `damaged` or `foreign schema`."""
+        """`sealed`, `unfinished`, `at work`, `damaged`, `foreign schema` or `not listable`."""
+        if self.unlisted:
+            return UNLISTED
         if self.is_foreign:
             return FOREIGN
         if STAGE in self.faults:
@@ -85,7 +89,9 @@ class Surveyed:
 
     @property
     def problem(self) -> str | None:
-        """Why it is damaged, as far as the listing shows."""
+        """Why it is damaged or not known, as far as the listing shows."""
+        if self.unlisted:
+            return str(self.unlisted)
         words = [f"{name}: {reason}" for name, reason in self.faults.items()]
         if self.lost:
             words.append(f"{len(self.lost)} of {len(self.seal or ())} sealed files are missing")
@@ -100,6 +106,13 @@ class Surveyed:
     def lost(self) -> list[str]:
         """Files that the seal lists and that are not there."""
         return [] if self.held else sorted(set(self.seal or ()) - set(self.files))
+
+    @cached_property
+    def beyond(self) -> list[str]:
+        """Files that the seal does not list: strays, or of a process that died before it sealed
+        again. A run takes the seal off before it adds trajectories or what is made for them."""
+        sealed = None if self.held else self.seal
+        return [] if sealed is None else [name for name in self.files if name not in sealed]
 
     @property
     def fingerprint(self) -> str:
@@ -127,11 +140,9 @@ class Surveyed:
 
     @property
     def units(self) -> int:
-        """Finished units of work."""
-        if self.kind == IMPORTED:
-            return len(self.files)
-        shards = [name for name in self.files if name.endswith(".safetensors")]
-        return len(set(shards) - set(self.working))
+        """Finished units of work; of a sealed stage those that the seal lists."""
+        found = set(self.files) - set(self.working) - set(self.beyond)
+        return sum(self.kind == IMPORTED or name.endswith(".safetensors") for name in found)
 
     @property
     def unit(self) -> str:
@@ -160,7 +171,15 @@ class Replaced:
 
 def stages_of(store: Path) -> list[Surveyed]:
     """Every stage folder, the kinds in the order of the data flow."""
-    return [survey_stage(folder) for folder in _folders(store) if not _is_replaced(folder)]
+    return [_surveyed(folder) for folder in _folders(store) if not _is_replaced(folder)]
+
+
+def _surveyed(folder: Path) -> Surveyed:
+    """As `survey_stage`; a folder that cannot be listed is one of which nothing is known."""
+    try:
+        return survey_stage(folder)
+    except StorageError as problem:
+        return Surveyed(folder, {}, {}, {}, {}, (), None, None, {}, problem)
 
 
 def replaced_in(store: Path) -> list[Replaced]:

@@ -44,7 +44,8 @@ class Survey:
         """
         found = [each for each in self.stages if name is None or _is_meant(each, name)]
         if name is not None and not found:
-            there = ", ".join(each.name for each in self.stages) or "nothing"
+            there = ", ".join(each.name for each in self.stages[:4]) or "nothing"
+            there += f" and {len(self.stages) - 4} more" if self.stages[4:] else ""
             raise InputError(f"the store {self.store} has no stage {name!r}; it holds {there}")
         return found
 
@@ -71,9 +72,13 @@ class Survey:
                 and inputs.get("rule") in (run.rule, None)
             )
         if stage.kind == "analysis":
-            return run.stages.get("statistics") in self._analysed.get(stage.name, ())
+            return run.stages.get("statistics") in self.analysed(stage)
         mark = run.stages.get(stage.kind, "")
         return mark.startswith(stage.fingerprint or stage.folder.name)
+
+    def analysed(self, stage: Surveyed) -> set[str]:
+        """The fingerprints of the statistics in the store that an analysis was made of."""
+        return self._analysed.get(stage.name, set())
 
     @cached_property
     def _analysed(self) -> dict[str, set[str]]:

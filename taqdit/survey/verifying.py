@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from taqdit.activations import KIND as STATISTICS
 from taqdit.errors import CorruptError, StorageError
 from taqdit.images import picture_owner, read_picture
 from taqdit.store import canonical_json, read_shard, sha256_file, sha256_hex
@@ -22,6 +23,7 @@ from taqdit.survey.kinds import check_of
 from taqdit.survey.stages import IMPORTED, SEAL, STAGE, Surveyed
 
 CORRUPT, WARNING = "corrupt", "warning"
+GAP = "gap"
 _INCOMPLETE = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError)
 
 
@@ -84,6 +86,9 @@ class _Verification:
             found = stage.document and stage.document.get("schema")
             self._add(STAGE, "version", f"its schema is {found!r}: it is not checked")
             return self._checked()
+        if stage.unlisted:
+            self._add(None, "unreadable", str(stage.unlisted))
+            return self._checked()
         self._check_about()
         check = check_of(stage.kind, stage.inputs, list(stage.files))
         for name, digest in self._digests(list(stage.files)):
@@ -98,6 +103,26 @@ class _Verification:
                 self._add(file, kind, words)
         except _INCOMPLETE as error:
             self._add(None, *_incomplete(error))
+        if self.stage.seal is None:
+            self._close_aside()
+
+    def _close_aside(self) -> None:
+        """Tell what was moved aside and is not there again, where the files that are there do not
+        show what is missing."""
+        stage = self.stage
+        gone = {name.rpartition(".bad-")[0] for name in stage.aside} - set(stage.files)
+        if stage.kind in ("trajectories", STATISTICS):  # it may have been no unit of the stage
+            gone = {name for name in gone if name.endswith(".png")}
+        if not gone:
+            return
+        maker = "a run makes again what it needs"
+        if stage.kind == IMPORTED:
+            images = stage.inputs.get("kind") == "images"
+            source = "the folder" if images else stage.inputs.get("file")
+            maker = f"taqdit store import of {source} stores it again"
+        words = f"missing since moved aside: {min(gone)}"
+        more = f" and {len(gone) - 1} more" if gone - {min(gone)} else ""
+        self._add(None, GAP, f"{words}{more}; {maker}")
 
     def _checked(self) -> Checked:
         return Checked(self.stage, self._files, self._bytes, tuple(self._findings))
@@ -135,12 +160,15 @@ class _Verification:
         self._files, self._bytes = self._files + 1, self._bytes + self.stage.files[name]
         for kind, words in problems:
             self._add(name, kind, words)
+        if any(kind == "place" for kind, _ in problems):
+            check.misplaced.add(name)
         if (
             whole
             and all(kind in WARNINGS for kind, _ in problems)
             and seal.get(name, whole) != whole
         ):
-            self._add(name, "seal", "it is whole, but not the file that was sealed")
+            whole = "" if self.stage.kind == IMPORTED else "whole, but "  # which nobody can tell
+            self._add(name, "seal", f"it is {whole}not the file that was sealed")
 
     def _problems(self, name: str, path: Path, check: Check) -> Iterator[Problem]:
         mark = self.stage.fingerprint

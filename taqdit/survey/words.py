@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from taqdit.survey.stages import Surveyed
@@ -21,7 +21,10 @@ _PLAIN = (  # inputs that are short, in the order in which they are told
     "weighting",
     "count",
     "rule",
+    "kind",  # the last two: of imported files
+    "file",
 )
+_INPUTS = {"num_prompts": "prompts", "num_sites": "sites", "sampler": "sampler_option"}
 _SHORT = 12  # digits of a fingerprint, for people
 
 
@@ -48,12 +51,17 @@ def made_of(stage: Surveyed) -> dict[str, Any]:
     return found
 
 
-def words(stage: Surveyed) -> str:
-    """The same for people: `tiny, 16 prompts, 30 steps, euler, CFG 2, seed 0`."""
-    found = made_of(stage)
+def words(stage: Surveyed, *, without: Collection[str] = ()) -> str:
+    """The same for people: `tiny, 16 prompts, 30 steps, euler, CFG 2, seed 0`. `without` the inputs
+    of these names (of an option: `options.w16`)."""
+    found = {
+        key: each for key, each in made_of(stage).items() if _INPUTS.get(key, key) not in without
+    }
     parts = [
         found.get("model"),
-        *found.get("options", ()),
+        found.get("kind"),
+        found.get("file"),
+        *(name for name in found.get("options", ()) if f"options.{name}" not in without),
         _told(found, "num_prompts", "{} prompts"),
         _told(found, "num_steps", "{} steps"),
         found.get("sampler"),

@@ -35,7 +35,7 @@ from taqdit.store import disk
 from taqdit.store.aside import FIRST, REMOVED, claim_of, delete, put_back, rename_away
 from taqdit.store.claim import claim
 from taqdit.store.held import is_held
-from taqdit.survey import KINDS, Survey
+from taqdit.survey import KINDS, Survey, Surveyed
 from taqdit.survey.runs import pointed_to, pointers, runs_of
 from taqdit.survey.stages import IMPORTED, is_stage_name, sizes_below, survey_stage
 from taqdit.verbs.referred import is_named, needed
@@ -60,12 +60,18 @@ class Garbage:
 
 @dataclass(frozen=True)
 class Found:
-    """A store's garbage, what of it is in use by a process, and how many stages are kept."""
+    """A store's garbage, what of it is in use by a process, and how many stages are kept.
+    `unlisted` are those that cannot be listed: they and all that they may be made from are kept."""
 
     garbage: list[Garbage]
     busy: list[Path]
     kept: int
     there: Survey
+
+    @property
+    def unlisted(self) -> list[Surveyed]:
+        """What nobody knows about."""
+        return [each for each in self.there.stages if each.unlisted]
 
 
 def find_garbage(store: Path) -> Found:

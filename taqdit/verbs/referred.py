@@ -33,8 +33,8 @@ def needed(there: Survey) -> set[Path]:
     known = {each: _inputs(each) for each in there.stages if each.kind in KINDS}
     found = {s for s, inputs in known.items() if inputs is None or is_named(s.folder, there.beside)}
     found |= {s for s in known if any(_made_from(top, s, known) for top in found)}
-    marks = {(kind, mark) for run in there.beside for kind, mark in run.stages.items()}
-    marks |= {(each.kind, each.fingerprint) for each in found}
+    marks = {(kind, mark[:12]) for run in there.beside for kind, mark in run.stages.items()}
+    marks |= {(each.kind, each.folder.name) for each in found}
     figures = {s for s in known if s.kind == "figures" and _shows(known[s], marks)}
     return {each.folder for each in found | figures | _analyses(known, found)}
 
@@ -63,14 +63,15 @@ def _made_from(top: Surveyed, stage: Surveyed, known: Mapping[Surveyed, Inputs])
 
 
 def _shows(inputs: Inputs, marks: Collection[tuple[str, str]]) -> bool:
-    """Whether the data that figures show are referred to, be they there or not."""
+    """Whether the data that figures show are referred to, be they there or not: `marks` are kinds
+    and names of folders."""
     if inputs is None:
         return True
     statistics = inputs.get("statistics")
     shown = [("trajectories", inputs.get("trajectories"))]
     if statistics is not None:
         shown.append(("statistics", statistics[0] if _listed(statistics) else None))
-    return all(not isinstance(mark, str) or (kind, mark) in marks for kind, mark in shown)
+    return all(not isinstance(mark, str) or (kind, mark[:12]) in marks for kind, mark in shown)
 
 
 def _analyses(known: Mapping[Surveyed, Inputs], found: Iterable[Surveyed]) -> set[Surveyed]:

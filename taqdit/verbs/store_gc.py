@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from taqdit import config
-from taqdit.errors import ConfigError
+from taqdit.errors import ConfigError, StorageError
 from taqdit.preflight import size
 from taqdit.survey import find_store
 from taqdit.survey.words import counted
 from taqdit.verbs.garbage import Found, Garbage, find_garbage, remove_all
-from taqdit.verbs.store_look import notes, parser, tell
+from taqdit.verbs.store_lines import notes
+from taqdit.verbs.store_look import parser, tell
 
 
 def gc(arguments: Sequence[str]) -> int:
@@ -26,7 +27,7 @@ def gc(arguments: Sequence[str]) -> int:
         "List what no run refers to, ask, and remove it. A run counts while its folder lies where"
         " it was made, or below the output folder; of one made elsewhere by a version of taqdit"
         " that left nothing in STORE/runs, nobody knows. The exit code is 4 if something cannot be"
-        " removed.",
+        " removed, or a stage not looked into.",
     )
     found.add_argument("--yes", action="store_true", help="do not ask")
     found.add_argument("--dry-run", action="store_true", help="only list")
@@ -35,17 +36,18 @@ def gc(arguments: Sequence[str]) -> int:
     there = find_garbage(store)
     for line in _described(there):
         tell(line)
+    code = StorageError.exit_code if there.unlisted else 0
     if given.dry_run or not there.garbage:
-        return 0
+        return code
     if not given.yes and not _agreed():
         tell("nothing was removed")
-        return 0
+        return code
     left = remove_all(there.garbage, store)
     gone = [each for each in there.garbage if each not in left]
     tell(f"{'removed':<14}{_told(gone)}")
     for each, problem in left.items():
         tell(f"{'left':<14}{each.path}: {problem or 'in use or referred to by now, or gone'}")
-    return next((problem.exit_code for problem in left.values() if problem), 0)
+    return next((problem.exit_code for problem in left.values() if problem), code)
 
 
 def _described(found: Found) -> Iterator[str]:
@@ -54,6 +56,9 @@ def _described(found: Found) -> Iterator[str]:
         yield f"{size(each.size):>11}  {each.path.relative_to(store)}: {each.why}"
     for path in found.busy:
         yield f"{'':>11}  {path.relative_to(store)}: in use, left alone"
+    for stage in found.unlisted:
+        yield f"{'left':<14}{stage.problem}"
+        yield f"{'':<14}{stage.name} and all that it may be made from are kept"
     runs = found.there.beside
     nothing = f"nothing to remove from {store}"
     yield f"{'to remove':<14}{_told(found.garbage)} of {store}" if found.garbage else nothing

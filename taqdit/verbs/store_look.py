@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from taqdit import config
 from taqdit.errors import CorruptError
 from taqdit.preflight import size
-from taqdit.record import relative
-from taqdit.store.backends import worded
-from taqdit.survey import Checked, Finding, RunFound, Survey, Surveyed, find_store
+from taqdit.survey import Checked, Finding, Survey, Surveyed, find_store
 from taqdit.survey import verify as verify_stages
+from taqdit.survey.differing import differing
 from taqdit.survey.usage import Usage, usage
-from taqdit.survey.words import counted, made_of, words
+from taqdit.survey.verifying import GAP
+from taqdit.survey.words import counted, made_of
 from taqdit.verbs.arguments import Arguments
+from taqdit.verbs.store_lines import below, lines
 
 STAGE_HELP = "only this kind of stage (statistics), or this folder or the beginning of its name"
 SCHEMA = 1  # of the JSON: raise it when a key changes its meaning or goes
@@ -45,13 +46,6 @@ def tell(text: str) -> None:
     print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), flush=True)
 
 
-def notes(runs: Sequence[RunFound]) -> list[str]:
-    """What runs cannot be read or reached, in a few lines."""
-    found = [run.note for run in runs if run.note]
-    more = [f"and {len(found) - 8} more: taqdit store ls --json names them"] if found[8:] else []
-    return [*found[:8], *more]
-
-
 def ls(arguments: Sequence[str]) -> int:
     """What is stored, in which state, made from what, for which runs."""
     found = parser("ls", "List the stages of a store.")
@@ -61,7 +55,8 @@ def ls(arguments: Sequence[str]) -> int:
     if given.json:
         _print_json(listing(there))
     else:
-        _print_listing(there)
+        for line in lines(there):
+            tell(line)
     return 0
 
 
@@ -106,16 +101,15 @@ def verify(arguments: Sequence[str]) -> int:
 
 def listing(there: Survey) -> dict[str, Any]:
     """`ls --json`."""
+    differs = differing(there)
     return {
         "schema": SCHEMA,
         "store": str(there.store),
         "runs": len(there.runs),
         "unreadable_runs": [
-            {"run": _below(there, run.folder), "problem": run.note}
-            for run in there.runs
-            if run.note
+            {"run": below(there, run.folder), "problem": run.note} for run in there.runs if run.note
         ],
-        "stages": [_stage(there, stage) for stage in there.stages],
+        "stages": [_stage(there, stage, differs[stage]) for stage in there.stages],
         "replaced": [
             {"folder": each.name, "files": each.files, "bytes": each.bytes}
             for each in there.replaced
@@ -158,7 +152,7 @@ def _finding(found: Finding) -> dict[str, Any]:
     }
 
 
-def _stage(there: Survey, stage: Surveyed) -> dict[str, Any]:
+def _stage(there: Survey, stage: Surveyed, differs: Mapping[str, str]) -> dict[str, Any]:
     return {
         "stage": stage.kind,
         "folder": stage.name,
@@ -171,60 +165,14 @@ def _stage(there: Survey, stage: Surveyed) -> dict[str, Any]:
         "bytes": stage.bytes,
         "made_of": made_of(stage),
         "backends": stage.backends,
-        "runs": [_below(there, run.folder) for run in there.references(stage)],
+        "runs": [below(there, run.folder) for run in there.references(stage)],
         "held": list(stage.held),
         "working": dict(stage.working),
         "aside": dict(stage.aside),
         "leftovers": dict(stage.leftovers),
+        "beyond_seal": stage.beyond,
+        "differs": dict(differs),
     }
-
-
-def _below(there: Survey, folder: Path) -> str:
-    """A run's folder as seen from the output folder; one that lies elsewhere in full."""
-    outputs = there.store.parent.resolve()
-    return relative(folder, outputs) if outputs in folder.resolve().parents else str(folder)
-
-
-def _print_listing(there: Survey) -> None:
-    if not there.stages:
-        tell(f"the store {there.store} is empty")
-    backends = list(dict.fromkeys(map(_backends, filter(_made, there.stages))))
-    for stage in there.stages:
-        count = counted(stage.units, stage.unit)
-        tell(f"{stage.name:<28}{stage.state:<16}{count:<18}{size(stage.bytes):>9}  {words(stage)}")
-        if stage.problem:
-            tell(f"    damaged: {stage.problem}")
-        if stage.held:
-            more = f" and {len(stage.held) - 4} more" if stage.held[4:] else ""
-            tell(f"    at work: {', '.join(stage.held[:4])}{more}")
-        tell(f"    {_used(there, stage)}{_beside(stage)}")
-        if len(backends) > 1 and _made(stage):
-            tell(f"    made on {_backends(stage)}")
-    for each in there.replaced:
-        tell(f"{each.name:<28}{'replaced':<16}{f'{each.files} files':<18}{size(each.bytes):>9}")
-    for line in notes(there.runs):
-        tell(line)
-    if len(backends) == 1:
-        tell(f"made on {backends[0]}")
-
-
-def _made(stage: Surveyed) -> bool:
-    return bool(stage.backends)
-
-
-def _backends(stage: Surveyed) -> str:
-    return " and ".join(map(worded, stage.backends))
-
-
-def _used(there: Survey, stage: Surveyed) -> str:
-    runs = there.references(stage)
-    last = f", the last {_below(there, runs[-1].folder)}" if runs else ""
-    return f"{counted(len(runs), 'run')}{last}"
-
-
-def _beside(stage: Surveyed) -> str:
-    kinds = {"moved aside": stage.aside, "leftover": stage.leftovers, "unmerged": stage.working}
-    return "".join(f"; {len(files)} {name}" for name, files in kinds.items() if files)
 
 
 def _print_usage(there: Survey, spent: Usage) -> None:
@@ -241,6 +189,9 @@ def _print_usage(there: Survey, spent: Usage) -> None:
     for name, share in spent.beside.items():
         if share.files:
             tell(f"{size(share.bytes):>11}  {name}, {counted(share.files, 'file')}")
+    for stage in there.stages:
+        if stage.unlisted:
+            tell(f"{'unknown':>11}  {stage.name}: {stage.problem}")
 
 
 def _row(each: Checked) -> str:
@@ -262,6 +213,12 @@ def _print_verdict(there: Survey, checked: Sequence[Checked]) -> None:
     )
     if corrupt:
         tell(f"mend it: taqdit store repair {there.store.parent}")
+        return
+    from taqdit.verbs.store_repair import commands  # which imports this module
+
+    gaps = [each.stage for each in checked if any(found.kind == GAP for found in each.findings)]
+    for command in commands(there, gaps):
+        tell(f"make what is missing: {command}")
 
 
 def _columns(checked: Sequence[Checked]) -> Iterable[list[list[Finding]]]:
