@@ -42,7 +42,7 @@ def test_hostile_files_everywhere(tmp_path):
     return require(opened_all(tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @shows("P16", "hostile files for every loader: the same by Python's own count of memory")
 def test_hostile_files_everywhere_traced(tmp_path):
     found = opened_all(tmp_path, "traced")
