@@ -262,8 +262,9 @@ def test_ls_says_how_the_stages_of_a_kind_differ(tmp_path, call):
     bare(store, "trajectories", **BASE)
     bare(store, "trajectories", **{**BASE, **odd, "sampler_option": "taqdit.sampler.heun"})
     bare(store, "conditioning", model="tiny", options=OPTIONS)
-    bare(store, "figures", statistics=[marks[0], 8], trajectories="a" * 64)
-    bare(store, "figures", statistics=[marks[1], 8], trajectories="a" * 64, selected="b" * 64)
+    for mark, selected in ((marks[0], "a"), (marks[1], "b"), (marks[1], "c")):
+        shown = {"statistics": [mark, 8], "trajectories": "a" * 64, "selected": selected * 64}
+        bare(store, "figures", **shown)
     text = call("ls", tmp_path / "outputs")[1]
     for words in (
         "differs in tracer.folds=8, sites=13; else tiny, 2 prompts, 3 steps, CFG 2",
@@ -272,7 +273,7 @@ def test_ls_says_how_the_stages_of_a_kind_differ(tmp_path, call):
         "differs in schedule.num_steps=3, model.use_t5=false, prompts=2 (0473ef); else tiny, CFG 2",
         "sampler=heun, timestep_selection=dense_middle, timestep_selection.count=2",
         f"differs in statistics=[{marks[0][:12]}, 8]; else of trajectories aaaaaaaaaaaa",
-        f"differs in statistics=[{marks[1][:12]}, 8], selected=bbbbbbbbbbbb; else",
+        f"differs in statistics=[{marks[1][:12]}, 8], selected=bbbbbbbbbbbb; else",  # that tells
     ):
         assert words in " ".join(text.split()), words
     assert max(map(len, text.splitlines())) <= 100

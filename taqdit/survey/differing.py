@@ -15,7 +15,7 @@ from taqdit.survey.survey import Survey
 
 _KEYS = {key.rpartition(".")[2]: key for key in (*NUMERIC, *TRACED) if "._" not in key}
 _GROUPS = {"options": "model", "selection": "timestep_selection", "rule": "timestep_selection"}
-_LATE = ("weights", "source", "selected")  # digests: of little use to people
+_DIGESTS = ("weights", "source", "selected")  # told where nothing else tells
 _LONGEST = 40  # characters of a value
 _DIGITS = 12  # of a fingerprint, as folders are named
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -73,15 +73,22 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 def _differing(known: Mapping[Surveyed, Mapping[str, Any]]) -> dict[Surveyed, dict[str, str]]:
     paths = dict.fromkeys(path for inputs in known.values() for path in inputs)
     found: dict[Surveyed, dict[str, str]] = {each: {} for each in known}
-    for path in sorted(paths, key=lambda path: path.partition(".")[0] in _LATE):
+    for path in sorted(paths, key=_is_digest):
         values = {each: inputs[path] for each, inputs in known.items() if path in inputs}
         if len(values) == len(known) and len(set(map(canonical_json, values.values()))) == 1:
             continue
         sites = path == "sites" and all(map(_are_names, values.values()))
         union = {name for names in values.values() for name in names} if sites else set()
-        for each, value in values.items():
+        told = [*found.values()]
+        alike = {each for each in values if told.count(found[each]) > 1}
+        for each in alike if _is_digest(path) else values:
+            value = values[each]
             found[each][path] = sites_told(value, union) if sites else _brief(path, value)
     return found
+
+
+def _is_digest(path: str) -> bool:
+    return path.partition(".")[0] in _DIGESTS
 
 
 def _brief(path: str, value: Any) -> str:
