@@ -26,12 +26,13 @@ from taqdit.runs import launch, open_run
 from taqdit.store import Stage, disk, make_folder, publish_json, read_shard
 from taqdit.store.aside import claim_of, put_back, rename_away
 from taqdit.store.claim import claim
-from taqdit.survey import Survey, repair, verify
+from taqdit.survey import Survey, find_store, repair, verify
 from taqdit.survey import runs as survey_runs
 from taqdit.survey.runs import pointers, runs_of
 from taqdit.survey.stages import survey_stage
 from taqdit.verbs import garbage, store_gc
 from taqdit.verbs.garbage import find_garbage, remove_all
+from taqdit.verbs.store import SUBVERBS, about
 from taqdit.verbs.store_repair import commands
 
 SHARD = "000000.safetensors"
@@ -187,10 +188,36 @@ def test_runs_behind_a_link_count(small, tmp_path):
 
 
 def test_a_store_behind_a_link_keeps_the_runs_beside_the_link(small, tmp_path):
-    small.store.rename(tmp_path / "store")
-    small.store.symlink_to(tmp_path / "store")
+    (tmp_path / "disk").mkdir()
+    small.store.rename(tmp_path / "disk" / "store")
+    small.store.symlink_to(tmp_path / "disk" / "store")
     small.gc("--yes")
     assert len(small.folders()) == 5
+
+
+@pytest.mark.parametrize(("start", "given"), [("", "."), ("", "../store"), ("trajectories", "..")])
+def test_a_run_that_was_moved_counts_wherever_one_stands(small, monkeypatch, start, given):
+    (small.outputs / "runs").rename(small.outputs / "archive")
+    monkeypatch.chdir(small.store / start)
+    assert find_store(Path(given)).parent.samefile(small.outputs)
+    store_gc.gc([given, "--yes"])
+    assert len(small.folders()) == 5
+
+
+def test_a_store_that_was_moved_keeps_what_is_read_by_its_path(small, tmp_path):
+    """Of whichever kind, also what was replaced, and as a disk that ignores case may spell it."""
+    folder = small.store / "statistics" / mark_of(STATISTICS[0])[:12]
+    aside = folder.with_name(f"{folder.name}.replaced-1")
+    shutil.copytree(folder, aside)
+    spelled = aside.with_name(aside.name.upper())
+    small.run(imported_statistics=str(spelled))
+    small.run(imported={"path": str(small.lost[0] / SHARD), "sha256": ""})
+    small.outputs.rename(tmp_path / "moved")
+    store_gc.gc([str(tmp_path / "moved"), "--yes"])
+    moved = [tmp_path / "moved" / each.relative_to(small.outputs) for each in small.lost]
+    assert moved[0].is_dir()
+    assert not moved[1].exists()
+    assert (tmp_path / "moved" / aside.relative_to(small.outputs)).is_dir()
 
 
 def test_a_stage_behind_a_link_is_left_alone(small, tmp_path):
@@ -397,6 +424,13 @@ def test_a_stage_that_cannot_be_listed_keeps_more_and_never_less(there, runs, da
         disk.current = before
 
 
+def test_each_verb_is_listed_with_a_whole_sentence():
+    _, *listed = about().split("\n\n")[:-1]
+    lines = listed[0].split("\n")
+    assert len(lines) == len(SUBVERBS)
+    assert all(line.endswith(".") for line in lines)
+
+
 def test_no_store_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="holds no store"):
         store_gc.gc([str(tmp_path)])
@@ -419,7 +453,8 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(small, capsys):
     for path in dead:
         path.write_bytes(b"12345")
     lonely = kept.with_name(f"{'f' * 12}.replaced-1")  # nothing has taken its place
-    aside = [kept.with_name(f"{kept.name}.replaced-1"), kept.with_name(f"{'f' * 12}.removed-2")]
+    names = (f"{kept.name}.replaced-1", f"{kept.name}.removed-1", f"{'f' * 12}.removed-2")
+    aside = [kept.with_name(name) for name in names]
     for folder in (*aside, lonely):
         (folder / "inner").mkdir(parents=True)
         (folder / "inner" / "file").write_bytes(b"12345")
@@ -436,6 +471,7 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(small, capsys):
         assert mine
         found = {each.path for each in find_garbage(small.store).garbage}
         assert found == {*dead, *small.lost}
+        assert len(find_garbage(small.store).garbage) == len(found)
         small.gc("--yes")
         assert living.exists()
         assert (kept / "batch-000001.claim").exists()
@@ -465,6 +501,18 @@ def test_a_removal_that_was_cut_off_is_undone_where_a_run_needs_it(small):
     small.gc("--yes")  # made anew meanwhile
     assert tree(folder) == before
     assert not folder.with_name(f"{folder.name}.removed-1").exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_was_replaced_and_half_removed_is_judged_anew(small, named):
+    folder = small.store / "trajectories" / mark_of(TRAJECTORIES[0])[:12]
+    aside = folder.with_name(f"{folder.name}.replaced-2")
+    shutil.copytree(folder, aside.with_name(f"{aside.name}.removed-1"))
+    if named:
+        small.run(imported={"path": str(aside / SHARD), "sha256": ""})
+    small.gc("--yes")
+    assert aside.is_dir() == named
+    assert len(small.folders()) == 5 + named
 
 
 # --- asking ----------------------------------------------------------------------------------
@@ -558,6 +606,91 @@ def test_a_run_that_begins_while_one_is_asked_keeps_its_stages(small):
     small.run(("conditioning", mark_of(CONDITIONING[1])))
     assert [*remove_all(found.garbage, small.store)] == found.garbage[:1]
     assert small.lost[0].is_dir()
+
+
+@pytest.fixture
+def aside(small):
+    """What `refresh` moved aside: of a stage that a run refers to, and twice of one that none
+    does."""
+    kept = small.store / "trajectories" / mark_of(TRAJECTORIES[0])[:12]
+    names = [(kept, 1), (small.lost[0], 1), (small.lost[0], 2)]
+    folders = [folder.with_name(f"{folder.name}.replaced-{n}") for folder, n in names]
+    for (folder, _), path in zip(names, folders, strict=True):
+        shutil.copytree(folder, path)
+    return folders
+
+
+@pytest.mark.parametrize("batch", [1, 100])
+def test_all_that_was_replaced_goes_at_once(small, aside, monkeypatch, batch):
+    monkeypatch.setattr(garbage, "BATCH", batch)
+    assert small.gc("--yes") == 0
+    assert not any(folder.exists() for folder in (*aside, *small.lost))
+    assert len(small.folders()) == 5
+
+
+def test_what_was_replaced_and_is_named_while_one_is_asked_stays(small, aside):
+    found = find_garbage(small.store)
+    small.run(imported_statistics=str(aside[0]))
+    shutil.rmtree(small.lost[0])  # its old ones are all that there is of it by now
+    left = remove_all(found.garbage, small.store)
+    assert {each.path for each in left} == {*aside, small.lost[0]}
+    assert all(folder.is_dir() for folder in aside)
+
+
+def test_what_was_replaced_and_is_named_at_the_last_moment_comes_back(small, aside, monkeypatch):
+    def rename_away(folder, word):
+        if folder == aside[0]:
+            small.run(imported_statistics=str(folder))
+        return removal(folder, word)
+
+    before = tree(small.store)
+    removal = garbage.rename_away
+    monkeypatch.setattr(garbage, "rename_away", rename_away)
+    small.gc("--yes")
+    assert tree(small.store) == before
+
+
+def test_what_was_replaced_is_left_while_its_stage_is_being_set_aside(small, aside):
+    with claim(claim_of(Path(aside[0]).with_suffix(""))) as mine:
+        assert mine
+        small.gc("--yes")
+    assert aside[0].is_dir()
+    assert not aside[1].exists()
+
+
+@pytest.mark.parametrize("problem", [StorageError("no list"), KeyboardInterrupt()])
+def test_a_second_look_that_fails_puts_all_back(small, aside, monkeypatch, problem):
+    def look(store):
+        raise problem
+
+    before = tree(small.store)
+    monkeypatch.setattr(garbage, "runs_of", look)
+    if isinstance(problem, StorageError):
+        assert small.gc("--yes") == StorageError.exit_code
+    else:
+        with pytest.raises(type(problem)):
+            small.gc("--yes")
+    assert tree(small.store) == before
+
+
+class Interrupted(QuickDisk):
+    """Ctrl-C, or an error, while a renaming is made durable."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def sync_dir(self, folder):
+        if list(folder.glob("*.removed-*")):
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "injected")])
+def test_a_renaming_that_is_cut_off_is_undone(small, use_disk, error):
+    before = tree(small.store)
+    use_disk(Interrupted(error))
+    with suppress(KeyboardInterrupt):
+        assert small.gc("--yes") == StorageError.exit_code
+    assert tree(small.store) == before
 
 
 def test_a_run_that_begins_at_the_last_moment_gets_its_stage_back(small, monkeypatch):
@@ -881,17 +1014,20 @@ def test_runs_below_the_output_folder_leave_no_pointer(small):
 
 
 def test_a_run_beside_a_store_is_seen_from_a_link_to_it(small, tmp_path):
-    """Though what lies there may be anybody's, and is not looked through."""
+    """Wherever it lies there; what lies there and cannot be read stops it as it would there."""
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "store").symlink_to(small.store)
     publish_run(small.outputs / "a" / "x", small.store, {"conditioning": mark_of(CONDITIONING[1])})
+    (small.outputs / "runs").rename(small.outputs / "archive")
     (small.outputs / "others").mkdir()
     (small.outputs / "others" / "run.json").write_text("{")
+    for outputs in (tmp_path / "linked", small.outputs):
+        with pytest.raises(CorruptError):
+            store_gc.gc([str(outputs), "--yes"])
+    shutil.rmtree(small.outputs / "others")
     store_gc.gc([str(tmp_path / "linked"), "--yes"])
     assert len(small.folders() - {small.store / "runs"}) == 5 + 1
     assert small.lost[0].is_dir()
-    with pytest.raises(CorruptError):
-        small.gc("--yes")
 
 
 @pytest.fixture
@@ -989,9 +1125,13 @@ def test_a_run_that_cannot_be_reached_keeps_its_stages(
 def test_a_damaged_pointer_stops_everything(small, elsewhere, text):
     (small.store / "runs" / "abc.json").write_bytes(text)
     before = tree(small.outputs)
-    with pytest.raises(CorruptError, match=r"abc\.json"):
+    with pytest.raises(CorruptError, match=r"abc\.json is corrupt.*run abc.*taqdit rerun") as told:
         small.gc("--yes")
     assert tree(small.outputs) == before
+    assert "\n" not in str(told.value)
+    assert "repair" not in str(told.value)  # it looks after stages alone
+    (small.store / "runs" / "abc.json").unlink()  # as it says, if the run is gone
+    assert small.gc("--yes") == 0
 
 
 def test_a_broken_record_elsewhere_stops_everything(small, elsewhere):

@@ -21,8 +21,8 @@ FIRST = "stage.json"  # what is deleted first: a folder that has it is whole
 
 
 def claim_of(folder: Path) -> Path:
-    """The claim that whoever renames a stage's folder holds meanwhile."""
-    return folder.with_name(f"{folder.name}.claim")
+    """The claim that whoever renames a stage's folder, or a replaced one, holds meanwhile."""
+    return folder.with_suffix(".claim")
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -39,12 +39,20 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def rename_away(folder: Path, word: str) -> Path:
-    """Give a folder the first free name `<folder><word><n>`, durably. StorageError."""
+    """Give a folder the first free name `<folder><word><n>`, durably. StorageError.
+
+    When it raises, or is interrupted, the folder has its old name.
+    """
     names = (folder.with_name(f"{folder.name}{word}{n}") for n in count(1))
     away = next(path for path in names if not os.path.lexists(path))
     with disk.guarded("rename", folder):
         disk.current.replace(folder, away)
-        disk.current.sync_dir(folder.parent)
+        try:
+            disk.current.sync_dir(folder.parent)
+        except BaseException:
+            with suppress(OSError):
+                disk.current.replace(away, folder)
+            raise
     return away
 
 

@@ -19,6 +19,8 @@ def find_store(folder: Path) -> Path:
         raise InputError(f"{folder} is not a folder; give an output folder, or the store in it")
     if (folder / "store").is_dir():
         return folder / "store"
+    if folder.name in ("", ".."):  # `.` and `..`: what lies above those is not what their path says
+        folder = folder.resolve()
     if folder.resolve().name == "store" or any(_stages_in(folder)):
         return folder
     raise InputError(f"{folder} holds no store; give an output folder, or the store in it")

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from taqdit.errors import CorruptError, InputError, StorageError, TaqditError
-from taqdit.record import FOLDERS, POINTERS, RECORD
+from taqdit.record import POINTERS, RECORD
 from taqdit.store import disk
-from taqdit.store.digest import corrupt, read_object, read_stamped
+from taqdit.store.digest import read_object, read_stamped, reason_of
 
 MOST_TRAJECTORIES = 2**20  # as sampler.num_trajectories may be
 _INSIDE_A_RUN = {"figures", "wandb", ".hydra"}  # large, and no place for another run
@@ -54,17 +54,14 @@ class RunFound:
 
 
 def runs_of(store: Path) -> list[RunFound]:
-    """The runs beside a store, and those that point to it, in the order of their dates.
+    """The runs beside a store, and those that point to it, in the order of their dates. Beside one
+    that is a link are also those beside what it leads to.
 
     Runs that use another store are among them: `RunFound.store` tells.
     """
-    here, target = store.parent.resolve(), store.resolve().parent
-    places = [(here, here)]
-    if target != here:  # it is a link; what lies beside its target may be anybody's
-        places += [(target, target / name) for name in FOLDERS]
     found: dict[Path, tuple[list[str], RunFound]] = {}
-    for outputs, place in places:
-        for run in _below(place, store.resolve()):
+    for outputs in dict.fromkeys((store.parent.resolve(), store.resolve().parent)):
+        for run in _below(outputs, store.resolve()):
             # Runs and sweeps lie apart: below either, folders are named by date and time.
             date = [*run.folder.relative_to(outputs).parts[1:]]
             found.setdefault(run.folder.resolve(), (date, run))
@@ -204,14 +201,29 @@ def _place(path: str | Path, file: Path) -> Path:
     try:
         return Path(path).resolve()
     except (OSError, ValueError, RuntimeError) as error:
-        raise corrupt(file, f"{str(path)[-80:]!r} is no path ({error})") from error
+        raise _corrupt(file, f"{str(path)[-80:]!r} is no path ({error})") from error
+
+
+def _corrupt(file: Path, reason: str) -> CorruptError:
+    """The error for a record or a pointer; nothing moves these aside, as what they tell of would
+    be forgotten with them."""
+    advice = "restore it, or remove the folder of this run"
+    if file.name != RECORD:
+        advice = (
+            f"it keeps the data of run {file.stem}, whose folder lies elsewhere: delete it if that"
+            " run is gone, or once a `taqdit rerun` of its folder refers to the same data"
+        )
+    return CorruptError(f"{file} is corrupt: {reason}; {advice}")
 
 
 def _read_pointer(path: Path) -> dict[str, Any]:
-    found = read_stamped(path)
+    try:
+        found = read_stamped(path)
+    except CorruptError as error:
+        raise _corrupt(path, reason_of(error, path)) from error
     needed = {"folder": str, "host": str, "parent": int, "stages": dict}
     if not all(isinstance(found.get(key), kind) for key, kind in needed.items()):
-        raise corrupt(path, f"it must hold {', '.join(needed)}")
+        raise _corrupt(path, f"it must hold {', '.join(needed)}")
     _place(found["folder"], path)
     return found
 

@@ -36,7 +36,8 @@ _UNITS = {  # what a unit of a kind is called
 }
 _ASIDE = re.compile(r".+\.bad-\d+")
 _MARK = re.compile(r"[0-9a-f]{12}")  # the beginning of a fingerprint
-_REPLACED = re.compile(rf"{_MARK.pattern}({re.escape(REPLACED)}|{re.escape(REMOVED)})\d+")
+_OLD, _GOING = (rf"({re.escape(word)}\d+)" for word in (REPLACED, REMOVED))
+_REPLACED = re.compile(rf"{_MARK.pattern}({_OLD}{_GOING}?|{_GOING})")
 Sizes = Mapping[str, int]
 """File name -> bytes."""
 

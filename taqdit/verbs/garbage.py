@@ -3,7 +3,8 @@
 Nothing but the order of looking and renaming keeps a run and a removal apart:
 
 - A run writes down what it refers to (`publish_record`), and only then looks for any stage.
-- A removal looks at the runs, renames folders away, looks at the runs again, and deletes them.
+- A removal looks at the runs, renames folders away, looks at the runs again, and deletes them: of
+  stages, and of what `refresh` has replaced. Where it is stopped before, it puts them back.
 
 A run whose record is there at the first look keeps its stages. One whose record comes between the
 looks is seen at the second, and all the folders are put back, but for what that run has made itself
@@ -89,20 +90,21 @@ def remove_all(garbage: Sequence[Garbage], store: Path) -> dict[Garbage, TaqditE
     """Remove it. What is left, with the error that says why; None: it is needed or in use by now,
     or gone."""
     left: dict[Garbage, TaqditError | None] = dict.fromkeys(garbage)
-    stages = {}
+    stages: dict[Path, Garbage] = {}
     for each in garbage:
         with _noted(left, each):
-            if each.why == UNREFERRED:
+            if each.why in (UNREFERRED, REPLACED):
                 stages[each.path] = each
             elif _remove(each):
                 del left[each]
             elif each.why == INTERRUPTED and not each.path.exists():
                 stages[_before(each.path)] = each  # put back, to be judged anew
-    folders = [*stages]
+    # What was replaced goes while what took its place is still there.
+    folders = sorted(stages, key=lambda folder: is_stage_name(folder.name))
     for start in range(0, len(folders), BATCH):
         batch = folders[start : start + BATCH]
         try:
-            kept = _remove_stages(batch, store)
+            kept = _remove_folders(batch, store)
         except TaqditError as problem:  # of a run that has just begun, say
             kept = dict.fromkeys(batch, problem)
         for folder in batch:
@@ -126,24 +128,23 @@ def _remove(garbage: Garbage) -> bool:
     return True
 
 
-def _remove_stages(folders: Sequence[Path], store: Path) -> dict[Path, TaqditError | None]:
-    """Remove the folders of stages; what is left."""
+def _remove_folders(folders: Sequence[Path], store: Path) -> dict[Path, TaqditError | None]:
+    """Remove the folders of stages, and replaced ones; what is left."""
     left: dict[Path, TaqditError | None] = dict.fromkeys(folders)
-    mine, away = [], {}
+    away: dict[Path, Path] = {}
     with ExitStack() as claims:
-        for folder in folders:
-            with _noted(left, folder):
-                obtained = claims.enter_context(claim(claim_of(folder)))
-                if obtained and folder.is_dir() and not survey_stage(folder).held:
-                    mine.append(folder)
+        mine = _claimed(folders, claims, left)
         before = Survey.of(store)
-        kept = needed(before)
-        for folder in mine:
-            with _noted(left, folder):
-                if folder not in kept:
-                    away[folder] = rename_away(folder, REMOVED)
-        if away and runs_of(store) != [*before.beside]:
-            for folder in [*away]:
+        kept = needed(before) | {each.folder for each in before.replaced} - {*_replaced(before)}
+        undo = True  # also if it is interrupted, or the runs cannot be looked at again
+        try:
+            for folder in mine:
+                with _noted(left, folder):
+                    if folder not in kept:
+                        away[folder] = rename_away(folder, REMOVED)
+            undo = bool(away) and runs_of(store) != [*before.beside]
+        finally:
+            for folder in [*away] if undo else []:
                 with _noted(left, folder):
                     removed = away.pop(folder)
                     if not put_back(removed, folder):
@@ -153,6 +154,23 @@ def _remove_stages(folders: Sequence[Path], store: Path) -> dict[Path, TaqditErr
             delete(removed)
             del left[folder]
     return left
+
+
+def _claimed(
+    folders: Sequence[Path], claims: ExitStack, left: dict[Path, TaqditError | None]
+) -> list[Path]:
+    """Those of the folders at which nobody else is at work, claimed: a stage and what it has
+    replaced share a claim."""
+    obtained: dict[Path, bool] = {}
+    mine = []
+    for folder in folders:
+        with _noted(left, folder):
+            file = claim_of(folder)
+            if file not in obtained:
+                obtained[file] = claims.enter_context(claim(file))
+            if obtained[file] and folder.is_dir() and not survey_stage(folder).held:
+                mine.append(folder)
+    return mine
 
 
 @contextmanager
@@ -185,12 +203,9 @@ def _before(away: Path) -> Path:
 
 def _remnants(there: Survey) -> Iterator[Garbage]:
     """Folders that were replaced or renamed away, damaged files, and what dead processes left."""
-    complete = {each.folder for each in there.stages if each.seal and not each.problem}
-    for folder in (each.folder for each in there.replaced):
-        if REMOVED in folder.name:
-            yield _garbage(folder, INTERRUPTED)
-        elif folder.with_suffix("") in complete and not is_named(folder, there.beside):
-            yield _garbage(folder, REPLACED)
+    cut_off = (each.folder for each in there.replaced if REMOVED in each.folder.name)
+    yield from (_garbage(folder, INTERRUPTED) for folder in cut_off)
+    yield from (_garbage(folder, REPLACED) for folder in _replaced(there))
     for stage in there.stages:
         if stage.kind != IMPORTED:  # nobody can make it again, and what is damaged may be mended
             bad = stage.aside.items()
@@ -202,6 +217,15 @@ def _remnants(there: Survey) -> Iterator[Garbage]:
     left += (there.store / POINTERS).glob(".*.tmp")
     yield from (_garbage(path, LEFTOVER) for path in sorted(left) if not is_held(path))
     yield from (_garbage(p, DELETED) for p in pointers(there.store) if pointed_to(p) is None)
+
+
+def _replaced(there: Survey) -> Iterator[Path]:
+    """The replaced folders that no run names, where what took their place is whole."""
+    whole = {each.folder for each in there.stages if each.seal and not each.problem}
+    for folder in (each.folder for each in there.replaced):
+        of_whole = REMOVED not in folder.name and folder.with_suffix("") in whole
+        if of_whole and not is_named(folder, there.beside):
+            yield folder
 
 
 def _garbage(path: Path, why: str) -> Garbage:

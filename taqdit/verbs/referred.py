@@ -40,11 +40,11 @@ def needed(there: Survey) -> set[Path]:
 
 
 def is_named(folder: Path, runs: Iterable[RunFound]) -> bool:
-    """Whether a run names this folder of the store, or read a file in it."""
-    place = folder.resolve()
+    """Whether a run names this folder of the store, or read a file in one of this name: where the
+    store was then, and how a path to it was spelled, does not matter."""
     return any(
         run.stages.get(folder.parent.name, "").startswith(folder.name)
-        or any(place == path or place in path.parents for path in run.paths)
+        or any(folder.name == part.casefold() for path in run.paths for part in path.parts)
         for run in runs
     )
 

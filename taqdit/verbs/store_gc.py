@@ -17,17 +17,18 @@ from taqdit.verbs.store_look import parser, tell
 
 
 def gc(arguments: Sequence[str]) -> int:
-    """Remove what no run refers to; lists it and asks first. What cannot be removed is told, and
-    the rest removed: the exit code is that of the first error.
+    """Remove what no run refers to; lists it and asks first.
 
+    What cannot be removed is told, and the rest removed: the exit code is that of the first error.
     ConfigError where nobody can be asked and --yes is not given; as `find_garbage` otherwise.
     """
     found = parser(
         "gc",
         "List what no run refers to, ask, and remove it. A run counts while its folder lies where"
-        " it was made, or below the output folder; of one made elsewhere by a version of taqdit"
-        " that left nothing in STORE/runs, nobody knows. The exit code is 4 if something cannot be"
-        " removed, or a stage not looked into.",
+        " it was made, or below the output folder (where the store is a link: also below the folder"
+        " that holds what it leads to); of one made elsewhere by a version of taqdit that left"
+        " nothing in STORE/runs, nobody knows. The exit code is 4 if something cannot be removed,"
+        " or a stage not looked into.",
     )
     found.add_argument("--yes", action="store_true", help="do not ask")
     found.add_argument("--dry-run", action="store_true", help="only list")
