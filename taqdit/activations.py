@@ -8,8 +8,9 @@ hold what one batch of trajectories adds to a step.
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from taqdit.errors import CorruptError, InputError
 from taqdit.overview import LayerTable, Overview, layer_table, overview, site_histograms
 from taqdit.selection import Selection
 from taqdit.statistics import Histogram, Layout, Site, StepStatistics
-from taqdit.store import Shard, Stage
+from taqdit.store import Shard, Stage, disk
 
 KIND = "statistics"
 CHECKPOINT, PART = "checkpoint", "part"
@@ -115,7 +116,7 @@ def _write(
 
 def _unpacked(shard: Shard, path: Path, layout: Layout | None = None) -> StepStatistics:
     try:
-        found = _layout(shard)
+        found = Layout.of(shard.metadata["sites"], folds=int(shard.metadata["folds"]))
         if layout not in (None, found):
             raise ValueError("it holds other sites or folds")
         return StepStatistics.of_tensors(found, shard.tensors)
@@ -127,10 +128,6 @@ def _index(number: int, step: int) -> str:
     return f"{number}/{step}"
 
 
-def _layout(shard: Shard) -> Layout:
-    return Layout.of(shard.metadata["sites"], folds=int(shard.metadata["folds"]))
-
-
 class Statistics:
     """Statistics of every site at every step over the first `extent` trajectories of a stage.
 
@@ -139,12 +136,14 @@ class Statistics:
     """
 
     def __init__(self, stage: Stage, *, extent: int | None = None) -> None:
+        disk.allow_open_files()
         self._stage = stage
         self.num_steps = int(stage.inputs.get("num_steps", 0))
         self.extent = _largest_extent(stage, self.num_steps) if extent is None else extent
         _require_complete(stage, self.extent, self.num_steps)
-        self._shard = lru_cache(maxsize=OPEN_STEPS)(self._read)
-        self.step = lru_cache(maxsize=OPEN_STEPS)(self._step)
+        me = weakref.proxy(self)  # in a cycle, what is mapped would stay open for a while
+        self._shard = lru_cache(maxsize=OPEN_STEPS)(partial(Statistics._read, me))
+        self.step = lru_cache(maxsize=OPEN_STEPS)(partial(Statistics._step, me))
         levels = [self._levels(step) for step in range(self.num_steps)]
         self.sigmas, self.timesteps = np.array(levels, np.float64).reshape(-1, 2).T
         self.layout = self.step(0).layout

@@ -7,7 +7,7 @@ encodes the text beside an empty negative. The empty text is the negative row th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from taqdit.store.digest import corrupt
 KIND = "conditioning"
 NEGATIVE = ""
 AT_ONCE = 64  # texts that are encoded together where nothing is stored
+OPEN_ROWS = 16  # mapped at once: each holds a file descriptor
 
 Encode = Callable[[str], tuple[np.ndarray, np.ndarray]]
 """text -> tokens (n, 4096) and pooled (d,)."""
@@ -80,17 +81,18 @@ def _read(stage: Stage, text: str) -> Shard:
     return shard
 
 
+def _row(stage: Stage, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """`tokens (n, 4096)` and `pooled (d,)` of one text; verified when read."""
+    tensors = _read(stage, text).tensors
+    return tensors["tokens"], tensors["pooled"]
+
+
 class Conditioning:
     """Read access to the conditioning rows of a stage."""
 
     def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-        self.row = lru_cache(maxsize=64)(self._row)
-
-    def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """`tokens (n, 4096)` and `pooled (d,)` of one text; verified when read."""
-        tensors = _read(self._stage, text).tensors
-        return tensors["tokens"], tensors["pooled"]
+        # of no method: in a cycle, what is mapped would stay open for a while
+        self.row = lru_cache(maxsize=OPEN_ROWS)(partial(_row, stage))
 
     def guided(self, texts: Iterable[str]) -> tuple[Any, Any]:
         """Rows for one guided forward, see `guided_rows`."""

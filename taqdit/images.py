@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from taqdit.errors import CorruptError, StorageError
-from taqdit.store import publish_bytes
+from taqdit.store import publish_bytes, reading
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,7 +61,7 @@ def read_picture(path: Path, *, owner: str) -> np.ndarray:
     Raises CorruptError if it is damaged or another's, StorageError if it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with reading(path) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error

@@ -31,7 +31,9 @@ from taqdit.archive import (
     open_directory,
 )
 from taqdit.errors import InputError
-from taqdit.store import publish
+from taqdit.store import Stage, publish, sha256_file
+from taqdit.store.digest import corrupt
+from taqdit.store.document import STAGE
 
 MAX_HEADER = 10_000  # bytes of an array header, numpy's own limit
 _FIXED_DATE = (1980, 1, 1, 0, 0, 0)
@@ -110,7 +112,8 @@ def read(
     """The arrays of an .npz that has exactly the members of `schema`; large ones are mapped.
 
     `limits` bounds the words of the shapes. Floats are finite, texts are valid Unicode, every
-    checksum holds. Raises InputError; work and memory stay small unless the file is good.
+    checksum holds. Raises InputError; work and memory stay small unless the file is good. One that
+    was imported into a store is whole by its digest there, or CorruptError is raised.
     """
     with _opened(path) as file:
         found = directory(file, [f"{name}.npy" for name in schema])
@@ -147,10 +150,20 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read: {reason}") from error
     with file:
+        _require_imported(path.resolve())
         try:
             yield file
         except Refusal as refusal:
             raise InputError(f"{path} is not a usable .npz: {refusal}") from refusal
+
+
+def _require_imported(place: Path) -> None:
+    """Raise CorruptError for a file that `taqdit store import` put there, and that has changed."""
+    if place.parent.parent.name != "imported" or not (place.parent / STAGE).is_file():
+        return
+    inputs = Stage.at(place.parent).inputs
+    if inputs.get("file") == place.name and sha256_file(place) != inputs.get("sha256"):
+        raise corrupt(place, "its bytes are not those that were imported")
 
 
 def _arrays(

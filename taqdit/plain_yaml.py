@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
 
+from taqdit.store.disk import reading
+
 MAX_BYTES, MAX_DEPTH, MAX_EVENTS = 2**18, 50, 10_000
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -16,7 +18,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def checked_text(path: Path) -> str:
     """The text of a file, once it is known to be plain YAML. OSError when it cannot be read,
     ValueError for anything else."""
-    with path.open("rb") as file:
+    with reading(path) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES:,} bytes")

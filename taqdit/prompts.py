@@ -10,12 +10,14 @@ import csv
 import re
 import stat
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from taqdit.errors import InputError, require
 from taqdit.prompt_sets import varied
+from taqdit.store import sha256_hex
 
 __all__ = ["Prompts", "file", "paper_20", "shapes", "varied_1000"]
 
@@ -40,6 +42,19 @@ class Prompts:
     seeds: tuple[int | None, ...]
     store_conditioning: bool = True
 
+    @classmethod
+    def kept(cls, found: Mapping[str, Any]) -> Prompts:
+        """The prompts that a record or a stage's inputs hold. ValueError if they hold none."""
+        texts, seeds = found.get("prompts"), found.get("prompt_seeds")
+        if not (isinstance(texts, list) and texts and all(type(each) is str for each in texts)):
+            raise ValueError("its prompts are no texts")
+        if not isinstance(seeds, list) or len(seeds) != len(texts):
+            raise ValueError("its prompt_seeds are not one for each prompt")
+        if not all(each is None or (type(each) is int and 0 <= each < SEEDS) for each in seeds):
+            raise ValueError(f"its prompt_seeds are not null or integers in [0, {SEEDS})")
+        "".join(texts).encode()  # halves of characters are no text
+        return cls(tuple(texts), tuple(seeds))
+
     def __len__(self) -> int:
         return len(self.texts)
 
@@ -56,6 +71,11 @@ class Prompts:
         if own is None:
             return (base + trajectory) % SEEDS
         return (own + trajectory // len(self)) % SEEDS
+
+    def origin(self, trajectory: int, base: int) -> dict[str, Any]:
+        """What the shard of a trajectory says of its prompt and its noise."""
+        digest = sha256_hex(self.text(trajectory).encode())
+        return {"prompt_sha256": digest, "seed": self.seed(trajectory, base)}
 
 
 def shapes(*, num: int | None = None, store_conditioning: bool = True) -> Prompts:

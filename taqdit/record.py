@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from taqdit.activations import Statistics
-from taqdit.errors import StorageError
+from taqdit.errors import InputError, StorageError
 from taqdit.exports import ImportedStatistics
 from taqdit.plan import Plan
 from taqdit.preflight import size
 from taqdit.store import disk, make_folder, publish_json, sha256_file
 from taqdit.store.aside import FIRST
-from taqdit.store.digest import stamp
+from taqdit.store.digest import read_object, stamp
 from taqdit.tracking.secrets import mask_secrets
 
 log = logging.getLogger(__name__)
 
-RECORD = "run.json"
+RECORD, SUMMARY = "run.json", "summary.json"
 FOLDERS = ("runs", "sweeps")  # in an output folder: where runs lie, unless one is told otherwise
 POINTERS = "runs"  # in a store: a file for each run whose folder lies elsewhere
 _REFERRING = ("stages", "imported", "imported_statistics")  # keys of run.json
@@ -67,8 +67,10 @@ def publish_record(folder: Path, store: Path, document: Mapping[str, Any]) -> No
 
     To be called before any stage is looked for: `taqdit store gc` keeps what a record names. The
     pointers come second, so that one without a record means that the run has been deleted. Where
-    another's store cannot be written, a warning says so.
+    another's store cannot be written, a warning says so. InputError if a finished run is recorded
+    there that refers to something else: of that, nobody would know any more.
     """
+    _refuse_another(folder, document)
     publish_json(folder / RECORD, document)
     place, own = folder.resolve(), [store.resolve()] if document["stages"] else []
     for home in dict.fromkeys([*own, *_stores_read(document)]):
@@ -80,6 +82,25 @@ def publish_record(folder: Path, store: Path, document: Mapping[str, Any]) -> No
             if home in own:
                 raise
             log.warning("`taqdit store gc` of %s will not know of this run: %s", home, error)
+
+
+def _refuse_another(folder: Path, document: Mapping[str, Any]) -> None:
+    try:
+        old, summary = (read_object(folder / name) for name in (RECORD, SUMMARY))
+    except (OSError, ValueError):
+        return  # no run has finished here, or none that can be read
+    if summary.get("status") != "ok":
+        return
+    stages = old["stages"] if isinstance(old.get("stages"), dict) else {}
+    lost = [
+        *(name for name, mark in stages.items() if document["stages"].get(name) != mark),
+        *(key for key in _REFERRING[1:] if old.get(key) not in (None, document[key])),
+    ]
+    if lost:
+        raise InputError(
+            f"{folder} holds a finished run of other settings ({', '.join(lost)}), whose record"
+            " would be lost; choose another hydra.run.dir, or move that run away"
+        )
 
 
 def _point(store: Path, folder: Path, document: Mapping[str, Any]) -> None:

@@ -17,15 +17,20 @@ from taqdit.analysis.compare import step_weights
 from taqdit.analysis.profile import profile
 from taqdit.calibration import CalibrationSet, import_npz
 from taqdit.conditioning import Conditioning, UnstoredConditioning
-from taqdit.errors import CorruptError, InputError
+from taqdit.errors import ConfigError, CorruptError, InputError
 from taqdit.exports import ImportedStatistics, Statistics, open_statistics
-from taqdit.prompts import Prompts
+from taqdit.models.spec import Model
+from taqdit.prompts import SEEDS, Prompts
+from taqdit.record import RECORD
 from taqdit.selection import Rule, bound, needs_evidence
 from taqdit.session import Session
-from taqdit.store import Stage, make_folder, publish_bytes, sha256_file
+from taqdit.store import Stage, disk, make_folder, publish_bytes, sha256_file
 from taqdit.store.digest import read_object
+from taqdit.survey.runs import read_record, trajectories_asked
 from taqdit.tracking.secrets import mask_settings
 from taqdit.trajectory_set import TrajectorySet
+
+SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -43,19 +48,21 @@ class Run:
 
     def trajectories(self) -> TrajectorySet:
         """The run's trajectories: `len`, `.latents(i)`, `.picture(i)`, `.sigmas`, `.timesteps`."""
-        prompts = Prompts(tuple(self.record["prompts"]), tuple(self.record["prompt_seeds"]))
-        count = self.config["sampler"]["num_trajectories"]
+        count, prompts = trajectories_asked(self.record), Prompts.kept(self.record)
         return TrajectorySet(self._stage("trajectories"), count=count, prompts=prompts)
 
     def calibration(self) -> CalibrationSet:
         """The run's calibration set: trajectories x timestep selection, as a lazy view."""
         if self.record["imported"]:
             return self._imported()
+        cfg_scale, seed = (self.config["sampler"].get(key) for key in ("cfg_scale", "seed"))
+        if not (type(seed) is int and 0 <= seed < SEEDS and type(cfg_scale) in (int, float)):
+            raise CorruptError(f"{self._file} says sampler.{cfg_scale=}, {seed=}: no such numbers")
         return CalibrationSet(
             self.trajectories(),
             self._rule(),
-            cfg_scale=self.config["sampler"]["cfg_scale"],
-            seed=self.config["sampler"]["seed"],
+            cfg_scale=cfg_scale,
+            seed=seed,
             conditioning=self._conditioning(),
         )
 
@@ -63,25 +70,51 @@ class Run:
         """The row of a text: from the store, or encoded by the run's model if it stored none."""
         if "conditioning" in self.record["stages"]:
             return Conditioning(self._stage("conditioning")).row
-        model = cache(configuration.build(self.config["model"]).load)
-        texts = self.record["prompts"]
+        model, texts = cache(self._model), self.record["prompts"]
         return UnstoredConditioning(texts, lambda text: model().encode(text), lambda: None).row
+
+    def _model(self) -> Model:
+        """The run's model, loaded. InputError if its weights are not those of then."""
+        spec, then = self._built("model"), self.record.get("weights")
+        now, then = spec.weights(), then if isinstance(then, dict) else {}
+        if now != then:
+            odd = sorted(name for name in {*now, *then} if now.get(name) != then.get(name))
+            raise InputError(
+                f"{self._file} names other weights than there are now ({', '.join(odd)[:200]}), and"
+                " its conditioning was not stored: give it the weights of then, or run again"
+            )
+        loaded: Model = spec.load()
+        return loaded
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / RECORD
+
+    def _built(self, group: str) -> Any:
+        """The object of a config group. InputError if the record's group describes none."""
+        try:
+            return configuration.build_group(self.config, group)
+        except ConfigError as error:
+            raise InputError(*(f"{self._file}: {group}.{text}" for text in error.args)) from error
 
     def _rule(self) -> Rule:
         """The run's selection rule, shown the run's statistics if it needs them."""
-        rule: Rule = configuration.build(self.config["timestep_selection"])
+        rule: Rule = self._built("timestep_selection")
         if not needs_evidence(rule):
             return rule
         statistics = self.statistics()
-        weighting = configuration.build(self.config["analysis"]).weighting
-        weights = step_weights(statistics.sigmas, weighting)
+        weights = step_weights(statistics.sigmas, self._built("analysis").weighting)
         return bound(rule, profile(statistics, weights).evidence)  # type: ignore[arg-type]
 
     def statistics(self) -> Statistics | ImportedStatistics:
         """The run's activation statistics. InputError if it traced nothing."""
-        if self.record["imported_statistics"]:
-            return open_statistics(self.record["imported_statistics"])
-        extent = self.summary.get("statistics", {}).get("trajectories")
+        if imported := self.record["imported_statistics"]:
+            with disk.guarded("look for", Path(imported)):
+                return open_statistics(imported)
+        found = self.summary.get("statistics")
+        extent = found.get("trajectories") if isinstance(found, dict) else None
+        if not (extent is None or type(extent) is int):
+            raise CorruptError(f"{self.folder / SUMMARY} says statistics.trajectories={extent!r}")
         return Statistics(self._stage("statistics"), extent=extent)
 
     def picture(self, index: int) -> np.ndarray:
@@ -90,7 +123,9 @@ class Run:
 
     def _imported(self) -> CalibrationSet:
         path = Path(self.record["imported"]["path"])
-        if not path.is_file() or sha256_file(path) != self.record["imported"]["sha256"]:
+        with disk.guarded("look for", path):
+            there = path.is_file()
+        if not there or sha256_file(path) != self.record["imported"]["sha256"]:
             raise InputError(f"{path} is not the calibration file that the run read")
         return import_npz(path)
 
@@ -106,8 +141,9 @@ class Run:
 def open_run(path: str | Path) -> Run:
     """Open a finished run's folder. Raises InputError if it is none, CorruptError if damaged."""
     folder = Path(path).resolve()
-    record = _record(folder / "run.json")
-    summary = _read_json(folder / "summary.json")
+    summary = _read_json(folder / SUMMARY)
+    record = read_record(folder)
+    trajectories_asked(record)
     return Run(folder, record["config"], summary, record)
 
 
@@ -133,17 +169,6 @@ def new_run_folder(output_dir: Path) -> Path:
     """A folder name like the command line's: runs/<date>/<time with microseconds>."""
     now = datetime.now()
     return output_dir / "runs" / f"{now:%Y-%m-%d}" / f"{now:%H%M%S_%f}"
-
-
-def _record(path: Path) -> dict[str, Any]:
-    record = _read_json(path)
-    needed = {"config": dict, "store": str, "stages": dict, "prompts": list, "prompt_seeds": list}
-    whole = all(isinstance(record.get(key), kind) for key, kind in needed.items())
-    sampler = record["config"].get("sampler") if whole else None
-    count = sampler.get("num_trajectories") if isinstance(sampler, dict) else None
-    if type(count) is not int or not all(type(mark) is str for mark in record["stages"].values()):
-        raise CorruptError(f"{path} is no record of a run; it must hold {', '.join(needed)}")
-    return record
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -83,7 +83,8 @@ class Session:
     def _run(self) -> str:
         self._preflight()
         if self.plan.preflight == "only":
-            self._write_run_file({})
+            if not self._other_record:
+                self._write_run_file({})
             return "preflight"
         marks = {} if self._elsewhere else self._fingerprints()
         self._write_run_file(marks)
@@ -94,6 +95,11 @@ class Session:
         else:
             self._stages()
         return "ok"
+
+    @property
+    def _other_record(self) -> bool:
+        """Whether the folder holds the record of another run, which this one has not replaced."""
+        return not self.document and (self.folder / record.RECORD).exists()
 
     @property
     def _elsewhere(self) -> bool:
@@ -126,8 +132,9 @@ class Session:
             marks = {"conditioning": fingerprint(conditioning_inputs(self.plan)), **marks}
         if self.plan.traces:
             marks["statistics"] = fingerprint(statistics_inputs(self.plan))
-            if self._analyses and "weights" in self.plan.stages:
-                marks["weights"] = fingerprint(weight_inputs(self.plan))
+        stages, analysed = self.plan.stages, self._analyses and self.plan.traces
+        if "weights" in stages and ("analysis" not in stages or analysed):
+            marks["weights"] = fingerprint(weight_inputs(self.plan))
         return marks
 
     @property
@@ -286,7 +293,8 @@ class Session:
         logged = {key: summary[key] for key in ("status", "seconds", "peak_memory_bytes")}
         full = None
         try:
-            publish_json(self.folder / "summary.json", summary)
+            if not self._other_record:
+                publish_json(self.folder / record.SUMMARY, summary)
             self.tracker.summary(logged)
         except StorageError as caught:
             full = caught

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -246,18 +245,12 @@ def trajectory_shard(stage: Stage, index: int) -> Shard:
     """The shard of a stored trajectory. Raises CorruptError."""
     found = stage.read(shard_name(index), kind=KIND, index=index)
     try:
-        words = misfit(_inputs(stage), found.tensors)
+        words = misfit(stage.inputs, found.tensors)
     except (TypeError, ValueError) as error:
         raise corrupt(stage.path("stage.json"), f"its inputs make no sense: {error}") from error
     if words:
         raise corrupt(stage.path(shard_name(index)), words)
     return found
-
-
-@lru_cache(maxsize=8)
-def _inputs(stage: Stage) -> dict[str, Any]:
-    """They never change: the stage is named by them."""
-    return stage.inputs
 
 
 def misfit(inputs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str | None:

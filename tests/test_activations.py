@@ -1,11 +1,14 @@
 """Stored statistics: shards by extent and step, and views of the cells that a selection names."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from open_files import few_open_files
 from statistics_oracle import (
     assert_channels,
     assert_equal,
@@ -178,6 +181,30 @@ def test_shards_of_another_form_are_said_to_be_damaged(tmp_path, metadata, tenso
     stage.write("x.safetensors", stored, kind="statistics", index=index, metadata=metadata)
     with pytest.raises(CorruptError, match=r"x\.safetensors is damaged"):
         activations.read_step(stage, "x.safetensors", extent=EXTENT, step=0)
+
+
+def test_more_steps_can_be_open_than_a_mac_allows_at_first(tmp_path):
+    inputs = {"num_steps": 40}
+    stage = Stage.open(tmp_path, "statistics", fingerprint="b" * 64, inputs=inputs, backend={})
+    for step in range(40):
+        name, numbers = activations.file_name(EXTENT, step), {"sigma": 1.0, "timestep": 1.0}
+        activations.write_step(stage, name, made(0), extent=EXTENT, step=step, **numbers)
+    with few_open_files():
+        assert Statistics(stage).num_steps == 40
+
+
+def test_statistics_let_go_of_their_files_at_once(stage):
+    gc.disable()
+    try:
+        found = Statistics(stage)
+        found.overview()
+        gone = weakref.ref(found)
+        shard = weakref.ref(found.step(1))
+        del found
+        assert gone() is None
+        assert shard() is None
+    finally:
+        gc.enable()
 
 
 def test_a_flipped_bit_is_found_when_the_statistics_are_opened(tmp_path):

@@ -16,11 +16,10 @@ LEVELS = {
         "source",
         "prompt_sets",
         "memory",
-        "plain_yaml",
     ),
     1: (
         *("schedule", "sampler", "selection", "subset", "arguments", "archive", "prompts"),
-        *("images", "statistics", "quantizer"),
+        *("images", "statistics", "quantizer", "plain_yaml"),
     ),
     2: ("timestep_selection", "points", "npz", "models", "tracer", "tracking", "overview"),
     3: ("conditioning", "trajectory", "calibration", "latents", "activations", "analysis"),

@@ -1,8 +1,12 @@
 """Conditioning rows: once per unique text, verified when read, the negative shared."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
+from taqdit import conditioning
 from taqdit.conditioning import Conditioning, encode, missing_texts, shard_name
 from taqdit.errors import CorruptError, NumericError
 from taqdit.store import Stage
@@ -30,6 +34,30 @@ def test_a_guided_forward_has_the_positives_first(stage):
     tokens, pooled = Conditioning(stage).guided(["a cat", "a"])
     assert np.array(tokens)[:, 0, 0].tolist() == [5, 1, 0, 0]
     assert np.array(pooled)[:, 0].tolist() == [-5, -1, 0, 0]
+
+
+def test_few_rows_are_kept_open_and_none_of_a_conditioning_that_is_gone(stage, monkeypatch):
+    texts = [str(number) for number in range(40)]
+    list(encode(stage, texts, encoder))
+    held = []
+    read = conditioning._read
+
+    def noted(*given):
+        shard = read(*given)
+        held.append(weakref.ref(shard.tensors["tokens"]))
+        return shard
+
+    monkeypatch.setattr(conditioning, "_read", noted)
+    gc.disable()
+    try:
+        rows = Conditioning(stage)
+        for text in texts:
+            rows.row(text)
+        assert sum(each() is not None for each in held) <= 16
+        del rows
+        assert not any(each() is not None for each in held)
+    finally:
+        gc.enable()
 
 
 def test_a_damaged_row_is_found(stage):

@@ -23,8 +23,8 @@ from taqdit.config import compose_config
 from taqdit.errors import ConfigError, CorruptError, InputError, StorageError
 from taqdit.exports import export_npz, open_statistics
 from taqdit.runs import open_run
-from taqdit.store import Stage, disk, read_shard
-from taqdit.verbs import store_data, store_import
+from taqdit.store import Stage, disk, read_shard, sha256_file
+from taqdit.verbs import store_data, store_export, store_import
 from taqdit.verbs.image_set import ranges
 from taqdit.verbs.store_export import export_run
 
@@ -263,7 +263,7 @@ def test_one_line_per_image_whatever_the_prompt(prompt):
     from taqdit.verbs.image_set import Entry, ImageSet
     from taqdit.verbs.store_export import _line
 
-    found = ImageSet(None, {"cfg_scale": 2.0, "num_steps": 6}, 1, pictures=True)
+    found = ImageSet(None, {"cfg_scale": 2.0, "num_steps": 6}, None, range(1), pictures=True)
     line = _line(found, Entry(0, prompt, 7), "000000.png")
     assert line.splitlines() == [line]
     assert json.loads(line)["prompt"] == prompt
@@ -318,13 +318,39 @@ def test_the_picture_of_another_run_is_anothers(run, tmp_path):
         export_run(run, tmp_path / "set", "images")
 
 
-def test_hidden_files_are_let_be_and_own_leftovers_cleared(run, tmp_path):
+HIDDEN = (".DS_Store", ".metadata.jsonl", ".000000.png", ".000000.npz", ".000000.png.new")
+
+
+@pytest.mark.parametrize(
+    ("form", "left"),
+    [
+        ("images", (".000000.png.12345-0a1b.tmp", ".metadata.jsonl.1-a.tmp")),
+        ("latents", (".000000.npz.12-ab.tmp", ".000000.npz.new", "..000000.npz.new.1-a.tmp")),
+        ("npz", (".calibration.npz.new", "..calibration.npz.new.1-a.tmp")),
+    ],
+)
+def test_hidden_files_are_let_be_and_own_leftovers_cleared(run, tmp_path, form, left):
     (tmp_path / "set").mkdir()
-    for name in (".DS_Store", ".000000.png.12345-0a1b.tmp", ".other.png.12345.tmp"):
+    others = {*HIDDEN, ".other.png.12345-a.tmp", ".000000.png.12345.tmp"}
+    for name in (*others, *left):
         (tmp_path / "set" / name).write_bytes(b"x")
-    export_run(run, tmp_path / "set", "images")
-    hidden = sorted(path.name for path in (tmp_path / "set").glob(".*"))
-    assert hidden == [".DS_Store", ".other.png.12345.tmp"]
+    export_run(run, tmp_path / "set", form)
+    assert {path.name for path in (tmp_path / "set").glob(".*")} == others
+
+
+def test_what_another_export_compares_with_is_left_to_it(run, tmp_path, monkeypatch):
+    to = tmp_path / "set"
+    export_run(run, to, "npz")
+    compared = []
+
+    def digest(path):
+        store_export._Export(to, [store_export.CALIBRATION])  # another one begins
+        compared.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr(store_export, "sha256_file", digest)
+    assert export_run(run, to, "npz") == (0, 1)
+    assert compared == ["calibration.npz", ".calibration.npz.new"]
 
 
 @pytest.mark.parametrize("form", ["images", "npz", "latents"])
@@ -481,6 +507,23 @@ def test_a_file_that_changes_while_it_is_read_is_not_stored(tmp_path, monkeypatc
     assert not list(tmp_path.glob("store/imported/*/*.npz"))
 
 
+def test_a_file_that_is_swapped_after_it_was_judged_is_not_stored(tmp_path, monkeypatch):
+    source = tmp_path / "good.npz"
+    source.write_bytes(saved())
+    judged = store_import.import_npz
+
+    def judged_and_swapped(path):
+        found = judged(path)
+        path.unlink()
+        path.write_bytes(b"anything at all")
+        return found
+
+    monkeypatch.setattr(store_import, "import_npz", judged_and_swapped)
+    with pytest.raises(InputError, match="changed while it was read"):
+        store_import.import_data([str(source), "--output-dir", str(tmp_path)])
+    assert not list(tmp_path.glob("store/imported/*/*.npz"))
+
+
 def test_one_process_imports_at_a_time(tmp_path, capsys):
     (tmp_path / "good.npz").write_bytes(saved())
     entry, _ = take(tmp_path / "good.npz", tmp_path / "out", capsys)
@@ -517,6 +560,20 @@ def test_a_folder_of_images_goes_into_the_store(images, tmp_path, capsys):
     flip(entry / "img_0.png")
     take(images, tmp_path / "out", capsys)
     assert (entry / "img_0.png").read_bytes() == (images / "img_0.png").read_bytes()
+
+
+def test_a_picture_that_is_swapped_after_it_was_judged_is_not_stored(images, tmp_path, monkeypatch):
+    of = store_import.ForeignImages.of
+
+    def judged_and_swapped(folder):
+        found = of(folder)
+        (folder / "img_1.png").write_bytes(b"anything at all")
+        return found
+
+    monkeypatch.setattr(store_import.ForeignImages, "of", judged_and_swapped)
+    with pytest.raises(InputError, match=r"img_1\.png changed while it was read"):
+        store_import.import_data([str(images), "--output-dir", str(tmp_path / "out")])
+    assert not list(tmp_path.glob("out/store/imported/*/img_1.png"))
 
 
 def test_a_list_that_begins_with_a_byte_order_mark_is_read(images, tmp_path, capsys):

@@ -36,6 +36,10 @@ from taqdit.verbs.store import SUBVERBS, about
 from taqdit.verbs.store_repair import commands
 
 SHARD = "000000.safetensors"
+RECORD = {  # of a run, but for its store and its stages
+    **{"config": {}, "prompts": ["a"], "prompt_seeds": [None]},
+    **{"imported": None, "imported_statistics": None},
+}
 
 
 class Lab:
@@ -59,7 +63,7 @@ class Lab:
         folder.mkdir(parents=True)
         marks = dict(stages)
         store = os.path.relpath(self.store, folder)
-        publish_json(folder / "run.json", {"config": {}, "store": store, "stages": marks, **more})
+        publish_json(folder / "run.json", {**RECORD, "store": store, "stages": marks, **more})
         return folder
 
     def folders(self):
@@ -864,9 +868,8 @@ class Beginning:
 def publish_run(folder, store, stages, run_id="0", **more):
     """Leave the record of a run, as one does at its begin."""
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"config": {}, "store": os.path.relpath(store, folder), "run_id": run_id}
-    document |= {"stages": stages, "imported": None, "imported_statistics": None, **more}
-    publish_record(folder, store, document)
+    document = {**RECORD, "store": os.path.relpath(store, folder), "run_id": run_id}
+    publish_record(folder, store, {**document, "stages": stages, **more})
 
 
 def hooked(monkeypatch, take, only=""):

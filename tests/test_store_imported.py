@@ -1,12 +1,15 @@
-"""What was imported is listed and verified by the bytes that its seal knows."""
+"""What was imported is listed, and verified by the digests that stage.json and its seal have."""
 
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 import taqdit as package
+from taqdit.calibration import import_npz
 from taqdit.cli import dispatch
+from taqdit.errors import CorruptError
 
 SMALL = (
     "schedule.num_steps=3",
@@ -36,6 +39,7 @@ def store(run, tmp_path, capsys):
 
 
 def verified(store, capsys):
+    capsys.readouterr()
     code = dispatch(["store", "verify", "--json", str(store)])
     return code, json.loads(capsys.readouterr().out)
 
@@ -61,3 +65,86 @@ def test_a_file_that_is_gone_is_missed(store, capsys):
     next((store / "store" / "imported").glob("*/calibration.npz")).unlink()
     code, found = verified(store, capsys)
     assert (code, found["corrupt"]) == (5, 1)
+
+
+NPZ, IMAGES = "*/*.npz", "*/metadata.jsonl"
+
+
+def stage_with(store, pattern):
+    """The folder of what was imported."""
+    return next((store / "store" / "imported").glob(pattern)).parent
+
+
+def flip(path, at=None):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if at is None else at] ^= 1
+    path.write_bytes(data)
+
+
+def told(found):
+    return [(each["kind"], each["file"]) for each in found["findings"]]
+
+
+@pytest.mark.parametrize("pattern", [NPZ, IMAGES, "*/000001.png"])
+@pytest.mark.parametrize("seal", ["gone", "damaged"])
+def test_another_byte_is_found_without_a_seal(store, capsys, pattern, seal):
+    folder = stage_with(store, pattern)
+    (folder / "SEALED.json").unlink()
+    assert verified(store, capsys)[1]["findings"] == []
+    if seal == "damaged":
+        (folder / "SEALED.json").write_bytes(b"{}")
+    path = next(folder.glob(pattern.removeprefix("*/")))
+    flip(path)
+    code, found = verified(store, capsys)
+    assert code == 5
+    assert ("digest", path.name) in told(found)
+    assert found["corrupt"] == (2 if seal == "damaged" else 1)
+
+
+def test_what_a_repair_left_is_verified_and_what_it_took_is_missed(store, capsys):
+    folder = stage_with(store, IMAGES)
+    flip(folder / "000000.png")
+    assert dispatch(["store", "repair", str(store)]) == 0
+    code, found = verified(store, capsys)
+    (gap,) = found["findings"]
+    assert (code, gap["kind"]) == (0, "gap")
+    assert gap["words"] == "missing: 000000.png; taqdit store import of the folder stores it again"
+    flip(folder / "000001.png")
+    code, found = verified(store, capsys)
+    assert (code, told(found)) == (5, [("digest", "000001.png"), ("gap", None)])
+    (folder / "000001.png").unlink()
+    (folder / "metadata.jsonl").rename(folder / "metadata.jsonl.bad-1")
+    (gap,) = verified(store, capsys)[1]["findings"]
+    assert gap["words"].startswith("missing: 000000.png and 1 more; ")
+
+
+def test_a_picture_that_is_whole_but_another_is_found_without_a_seal(store, capsys):
+    folder = stage_with(store, IMAGES)
+    (folder / "SEALED.json").unlink()
+    shutil.copy(folder / "000000.png", folder / "000001.png")
+    code, found = verified(store, capsys)
+    assert (code, told(found)) == (5, [("digest", None)])
+    assert dispatch(["store", "repair", str(store)]) == 4
+    assert "import it again, which moves aside what differs" in capsys.readouterr().out
+
+
+def test_a_file_that_is_gone_is_missed_without_a_seal(store, capsys):
+    folder = stage_with(store, NPZ)
+    (folder / "SEALED.json").unlink()
+    next(folder.glob("*.npz")).unlink()
+    code, found = verified(store, capsys)
+    assert (code, found["findings"][0]["words"]) == (
+        0,
+        "missing: calibration.npz; taqdit store import of the file stores it again",
+    )
+
+
+def test_another_file_in_the_place_of_an_imported_one_is_not_read(store, run, tmp_path):
+    path = next(stage_with(store, NPZ).glob("*.npz"))
+    assert len(import_npz(path))
+    package.open_run(run.folder).calibration().export_npz(tmp_path / "again.npz")
+    other = np.load(tmp_path / "again.npz")
+    np.savez(path, **{**other, "cfg_scale": other["cfg_scale"] + 1})
+    with pytest.raises(CorruptError, match="its bytes are not those that were imported"):
+        import_npz(path)
+    assert import_npz(shutil.copy(path, tmp_path))  # as any other file

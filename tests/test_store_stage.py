@@ -21,6 +21,7 @@ from taqdit.store import (
 )
 from taqdit.store.backends import UNKNOWN, among
 from taqdit.store.digest import read_stamped, stamp
+from taqdit.store.marks import marks_at
 
 FINGERPRINT = "0123456789ab" + "c" * 52
 CPU = {"device": "cpu", "mlx": "0.32.4"}
@@ -303,7 +304,9 @@ def test_valid_moves_corrupt_files_aside(tmp_path, caplog):
     assert reason in caplog.text
     assert stage.seal_list is None
     put(stage, "b.safetensors")
-    assert stage.quarantine("b.safetensors", "again").name == "b.safetensors.bad-2"
+    judged = marks_at(stage.path("b.safetensors"))
+    target = stage.quarantine("b.safetensors", "again", judged=judged)
+    assert target.name == "b.safetensors.bad-2"
 
 
 def test_valid_takes_another_verifier(tmp_path):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from taqdit.store import Stage, publish_json, read_shard, sha256_file, write_sha
 from taqdit.store.digest import read_stamped, stamp
 from taqdit.store.disk import guarded
 from taqdit.store.held import is_held
+from taqdit.store.marks import marks_at
 from taqdit.survey import KINDS, Survey
 from taqdit.survey import verify as verify_stages
 from taqdit.survey.differing import sites_told
@@ -219,6 +221,11 @@ def bare(store, kind, /, **inputs):
     return stage
 
 
+def aside(stage, name):
+    """Move a file aside that is not corrupt."""
+    assert stage.quarantine(name, "a test", judged=marks_at(stage.path(name)))
+
+
 @pytest.fixture
 def shut_out(monkeypatch):
     """Let the listing of a folder be refused."""
@@ -324,15 +331,17 @@ def test_files_that_the_seal_does_not_list_are_told_and_not_counted(sampled, cal
         assert survey_stage(stage.folder).units == 7
 
 
-@pytest.mark.parametrize("kind", ["weights", "figures", "imported"])
+@pytest.mark.parametrize("kind", ["weights", "figures"])
 def test_what_was_moved_aside_and_is_missing_is_told(tmp_path, call, kind):
     stage = bare(tmp_path / "outputs" / "store", kind, model="tiny", kind="images")
-    stage.quarantine("000000.safetensors", "a test")
-    maker = "taqdit store import of the folder" if kind == "imported" else "a run makes again"
+    aside(stage, "000000.safetensors")
     code, text = call("verify", tmp_path / "outputs")
     (line,) = (each for each in text.splitlines() if each.startswith("warning"))
     assert code == 0
-    assert f"{stage.folder.name}: missing since moved aside: 000000.safetensors; {maker}" in line
+    assert (
+        f"{stage.folder.name}: missing since moved aside: 000000.safetensors; a run makes again"
+        in line
+    )
     assert "\nmake what is missing: " in text
     stage.write("000000.safetensors", {"x": np.ones(2)}, kind=kind, index="000000", metadata={})
     assert "warning " not in call("verify", tmp_path / "outputs")[1]
@@ -354,10 +363,10 @@ def test_prompts_and_pictures_that_were_moved_aside_are_told(sampled, call, veri
     conditioning, stage = stage_of(sampled, "conditioning"), stage_of(sampled)
     first, second = conditioning.names()[:2]
     for name in (first, second):
-        conditioning.quarantine(name, "a test")
-    stage.quarantine("000002.png", "a test")
+        aside(conditioning, name)
+    aside(stage, "000002.png")
     shutil.copy(stage.path("000001.safetensors"), stage.path("000999.safetensors"))
-    stage.quarantine("000999.safetensors", "a stray is not missed")
+    aside(stage, "000999.safetensors")
     found = verified(sampled)[1]
     assert kinds(found) == [("warning", "gap", None)] * 2
     assert f"moved aside: {first} and 1 more; a run makes" in found[0]["words"]
@@ -389,7 +398,7 @@ def test_a_folder_that_cannot_be_listed_hides_no_other(tmp_path, call, shut_out)
 
 def test_du_adds_up_to_the_bytes_on_the_disk(sampled, call):
     stage = stage_of(sampled)
-    stage.quarantine("000001.png", "a test")
+    aside(stage, "000001.png")
     stage.path(".x.1.tmp").write_bytes(b"12345")
     stage.path("batch-000000.claim").write_bytes(b"{}")
     Stage.set_aside(
@@ -846,6 +855,50 @@ def test_after_repair_the_next_run_makes_just_what_was_corrupt(traced, call):
     }
     assert without_aside(store_folder) == before
     assert call("verify", traced)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["000001.safetensors", "stage.json", "SEALED.json"])
+def test_what_is_made_anew_while_repair_reads_stays(tmp_path, call, monkeypatch, name):
+    stage = bare(tmp_path / "outputs" / "store", "trajectories")
+    stage.write("000001.safetensors", {"x": np.ones(2)}, kind="x", index=1, metadata={})
+    stage.seal()
+    path = stage.path(name)
+    good = path.read_bytes()
+    flip(path, 150)
+    reads = []
+
+    def mended_meanwhile(stages):
+        found = list(verify_stages(stages))
+        path.rename(path.with_name(f"{name}.bad-1"))
+        path.write_bytes(good)
+        reads.append(path)
+        return found
+
+    monkeypatch.setattr("taqdit.survey.repairing.verify", mended_meanwhile)
+    code, text = call("repair", tmp_path / "outputs")
+    assert (code, len(reads)) == (4, 1)
+    assert "it has changed since it was read" in text
+    assert path.read_bytes() == good
+    assert sorted(each.name for each in stage.folder.iterdir()) == sorted(
+        ["000000.safetensors", "000001.safetensors", "SEALED.json", "stage.json", f"{name}.bad-1"]
+    )
+
+
+def test_a_run_that_begins_while_repair_reads_is_left_alone(tmp_path, call, monkeypatch):
+    stage = bare(tmp_path / "outputs" / "store", "trajectories")
+    flip(stage.path("000000.safetensors"), 150)
+    before = tree(stage.folder)
+    with ExitStack() as began:
+
+        def begun_meanwhile(stages):
+            found = list(verify_stages(stages))
+            began.enter_context(stage.claim("batch-000000"))
+            return found
+
+        monkeypatch.setattr("taqdit.survey.repairing.verify", begun_meanwhile)
+        code, text = call("repair", tmp_path / "outputs")
+    assert (code, tree(stage.folder)) == (4, before)
+    assert "another process works on it (batch-000000.claim)" in text
 
 
 def test_shards_with_nan_and_missing_ones_are_made_again(sampled, call):

@@ -9,12 +9,15 @@ from taqdit.store import publish_json
 from taqdit.store.digest import stamp
 from taqdit.survey.runs import RECORD, pointed_to, runs_of
 
-GOOD = {"config": {}, "store": "../../../store", "stages": {}}
+GOOD = {
+    **{"config": {}, "store": "../../../store", "stages": {}},
+    **{"prompts": ["a"], "prompt_seeds": [None], "imported": None, "imported_statistics": None},
+}
 ODD = {
     "a NUL in the store": {"store": "a\0b"},
     "half a character in the store": {"store": "\ud800"},
     "a NUL in a file that was read": {"imported_statistics": "\0"},
-    "half a character in a file that was read": {"imported": {"path": "\udfff"}},
+    "half a character in a file that was read": {"imported": {"path": "\udfff", "sha256": "x"}},
     "no store": {"store": None},
 }
 

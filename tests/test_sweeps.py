@@ -27,6 +27,17 @@ def jobs_of(*arguments):
         return config.sweep_jobs(master)
 
 
+@pytest.mark.parametrize(
+    ("subdir", "told"),
+    [("${hydra:job.override_dirname}", True), ("x/${pair.password}", True), ("x", False)],
+)
+def test_no_folder_is_named_after_a_secret(subdir, told):
+    secret = r"pair={password:'it\'s-a-secret'}"
+    for job in jobs_of(secret, "sampler.seed=0,1", f"hydra.sweep.subdir={subdir}"):
+        found = [problem.text for problem in job.problems]
+        assert found == ["hydra.sweep.subdir names folders after a secret; leave it out"] * told
+
+
 def summaries(folder):
     """Job number -> summary.json of the only sweep below a folder."""
     paths = folder.glob("outputs/sweeps/*/*/*/summary.json")

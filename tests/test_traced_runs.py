@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tree
+from open_files import few_open_files
 
 import taqdit as package
 from taqdit import figures
@@ -68,6 +69,15 @@ def test_another_selection_runs_no_model(outputs, caplog):
     assert "loading tiny" not in caplog.text
     same, other = outputs.statistics(), run.statistics()
     assert same.fingerprint == other.fingerprint
+
+
+@pytest.mark.slow
+def test_a_run_may_have_more_steps_than_a_mac_allows_open_files_at_first(tmp_path):
+    steps = ("schedule.num_steps=40", "stages=[conditioning,trajectories,statistics]")
+    few = (*steps, "sampler.num_trajectories=2", "model.latent_size=[2,2]", "tracer.blocks=[mm_00]")
+    with few_open_files():
+        run = package.launch([*SMALL, *few, f"output_dir={tmp_path}"])
+    assert made(run)["statistics"] == 40
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 3])

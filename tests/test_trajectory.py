@@ -193,3 +193,13 @@ def test_the_same_trajectories_give_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         write_two(tmp_path / name, latents=latents)
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_a_stage_json_that_is_damaged_later_condemns_no_trajectory(tmp_path):
+    write_two(tmp_path, latents=np.ones((2, 3, 2, 2, 16), np.float32))
+    stage = open_stage(tmp_path)
+    stage.path("stage.json").write_bytes(b"{}")
+    units = {trajectory.shard_name(index): index for index in (0, 1)}
+    found = stage.valid(units, lambda path: trajectory.read_trajectory(stage, units[path.name]))
+    assert found == set(units)
+    assert stage.moved_aside == []

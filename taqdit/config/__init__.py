@@ -2,7 +2,7 @@
 
 from taqdit.config import schema  # registers the schemas
 from taqdit.config.build import OPTION_MODULES, build, resolve
-from taqdit.config.check import GROUPS, Problem, check, plan, raise_problems
+from taqdit.config.check import GROUPS, Problem, build_group, check, plan, raise_problems
 from taqdit.config.compose import (
     choices,
     compose_config,
@@ -23,6 +23,7 @@ __all__ = [
     "Problem",
     "SweepJob",
     "build",
+    "build_group",
     "check",
     "choices",
     "compose_config",

@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from taqdit.errors import ConfigError
+from taqdit.tracking.secrets import mask_secrets
 from taqdit.typecheck import describe_type, fits
 
 OPTION_MODULES = (
@@ -90,8 +91,9 @@ def plain(node: Mapping[str, Any]) -> dict[str, Any]:
 def _signature_problems(target: Any, arguments: Mapping[str, Any]) -> Iterator[str]:
     signature, hints = inspect.signature(target), get_type_hints(target)
     for name, value in arguments.items():
+        shown = f"{name}={mask_secrets({name: value})[name]!r}"
         if name not in signature.parameters:
             known = ", ".join(signature.parameters)
-            yield f"{name}={value!r} is not an argument of {target.__name__}; it takes {known}"
+            yield f"{shown} is not an argument of {target.__name__}; it takes {known}"
         elif name in hints and not fits(value, hints[name]):
-            yield f"{name}={value!r} must be {describe_type(hints[name])}"
+            yield f"{shown} must be {describe_type(hints[name])}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -170,17 +170,17 @@ def _tracer_problems(model: ModelSpec, sampler: Sampler, tracer: TracerOptions) 
         )
 
 
-def build_group(config: DictConfig, group: str) -> Any:
+def build_group(config: Mapping[str, Any], group: str) -> Any:
     """The object of one config group. Raises ConfigError unless the node is what it should be."""
-    node = config[group]
-    if not isinstance(node, DictConfig):
+    node = config.get(group)
+    if not isinstance(node, Mapping):
         raise ConfigError(f"={node} must be one of the group's options; see taqdit --help")
     if bool(node.get("_partial_", False)) != (group in PARTIAL):
         raise ConfigError(f"_partial_={node.get('_partial_')} must stay as the option has it")
     built = build(node)
     kind = KINDS.get(group)
     if kind is not None and not isinstance(built, kind):
-        raise ConfigError(f"_target_={node._target_!r} gives no {kind.__name__}")
+        raise ConfigError(f"_target_={node['_target_']!r} gives no {kind.__name__}")
     return built
 
 

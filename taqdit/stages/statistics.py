@@ -21,7 +21,7 @@ from taqdit.stages.merging import Merging
 from taqdit.stages.trajectories import CLAIM as TRAJECTORIES
 from taqdit.stages.trajectories import TrajectoryWork
 from taqdit.statistics import BatchSums, StepStatistics
-from taqdit.store import Stage
+from taqdit.store import Stage, disk
 from taqdit.tracer import COUNT
 
 CHECKPOINT_SECONDS = 60.0  # at least, between two checkpoints
@@ -35,6 +35,7 @@ class StatisticsWork:
     """Completes the steps of one statistics stage; a context manager that holds claims."""
 
     def __init__(self, bench: Bench, stage: Stage, work: TrajectoryWork) -> None:
+        disk.allow_open_files()  # a step that is merged holds two: its claim, its checkpoint
         self.bench, self.plan, self.stage, self.work = bench, bench.plan, stage, work
         self.layout = self.plan.layout
         self.batch_size = self.plan.sampler.batch_size

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from taqdit.errors import CorruptError
-from taqdit.store.disk import guarded
+from taqdit.store.disk import guarded, reading
 
 MAX_DOCUMENT, MAX_STAMPED = 2**23, 2**28  # bytes; the latter is a seal of 2.5 million files
 _FREE_VALUES, _BYTES_EACH = 2**16, 24  # lists, objects and texts of a document; a seal has 31
@@ -44,7 +44,7 @@ def sha256_hex(data: bytes) -> str:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes. StorageError when it cannot be read."""
-    with guarded("read", path), path.open("rb") as file:
+    with guarded("read", path), reading(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -71,8 +71,8 @@ def read_stamped(path: Path) -> dict[str, Any]:
 def read_object(path: Path, *, most: int = MAX_DOCUMENT) -> dict[str, Any]:
     """The JSON object in a file. OSError when it cannot be read; ValueError for anything else, and
     for what would take far more memory than the file has bytes."""
-    with path.open("rb") as file:
-        data = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)  # a pipe has no size
+    with reading(path) as file:
+        data = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
     if len(data) > most:
         raise ValueError(f"it has more than {most:,} bytes")
     return parse_bounded(data)

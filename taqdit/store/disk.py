@@ -8,17 +8,22 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
 from taqdit.errors import StorageError
 from taqdit.store.lock import UNSUPPORTED, hold, is_at, try_hold
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OPEN_FILES = 4096  # as many as a run of 1,000 steps holds, and some
+_ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space")
+_ADVICE |= {errno.EMFILE: "allow more open files (ulimit -n)"}
 
 
 class Disk:
@@ -129,13 +134,36 @@ def discard_dead(path: Path) -> None:
             path.unlink()
 
 
+def allow_open_files() -> None:
+    """Let this process hold 4,096 files open, or as many as its hard limit allows.
+
+    Where nobody has raised the limit, a Mac allows 256; a claim holds one file, and so does every
+    mapped shard.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # then the run goes on with what there is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BufferedReader]:
+    """A file, open for reading. OSError when it cannot be read, or is no regular one: whoever opens
+    a pipe waits for ever."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        yield file
+
+
 @contextmanager
 def guarded(action: str, path: Path) -> Iterator[None]:
     """Turn what the operating system refuses into a StorageError of one line."""
     try:
         yield
     except OSError as error:
-        advice = "free some space" if error.errno in _FULL else "check the path and its permissions"
+        advice = _ADVICE.get(error.errno or 0, "check the path and its permissions")
         reason = error.strerror or str(error)
         raise StorageError(f"cannot {action} {path}: {reason}; {advice}") from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taqdit.store.digest import corrupt, parse_object
-from taqdit.store.disk import guarded
+from taqdit.store.disk import guarded, reading
 
 _MOST_LEFT_OUT = 1_000  # lines; more are no accident of a writer
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     warning. StorageError when the file cannot be read, CorruptError when it is no journal.
     """
     records, left_out = [], 0
-    with guarded("read", path), path.open("rb") as file:
+    with guarded("read", path), reading(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 if line.endswith(b"\n"):

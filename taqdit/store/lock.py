@@ -9,21 +9,34 @@ right in any case.
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 # What file systems answer to a call they do not have.
 UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY}
-_NO_LOCKS = UNSUPPORTED | {errno.ENOLCK}
+_NO_LOCKS = UNSUPPORTED | {errno.ENOLCK, errno.EBADF}  # the last: NFS, of a folder
 
 
-def hold(file: BinaryIO) -> None:
+def hold(file: BinaryIO | int) -> None:
     """Lock an open file until it is closed, waiting for whoever holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Let one `with` block at a time be at work in a folder; all where there are no locks."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        hold(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def try_hold(file: BinaryIO, *, without_locks: bool) -> bool:

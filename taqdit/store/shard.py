@@ -8,14 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from taqdit.store import layout
 from taqdit.store.digest import canonical_json, corrupt, parse_bounded
-from taqdit.store.disk import guarded, publish
+from taqdit.store.disk import guarded, publish, reading
 from taqdit.store.layout import Bytes, Spec
+from taqdit.store.marks import Marks, marks_of
 
 SCHEMA = 1
 _RESERVED = {"schema", "kind", "index", "sha256"}
@@ -24,21 +25,11 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _DTYPE_NAMES = {dtype: name for name, dtype in layout.DTYPES.items()}
 
 
-class _Marks(NamedTuple):
-    """By what a file is known to be still the very same: whatever writes to it changes them."""
-
-    device: int
-    inode: int
-    size: int
-    written: int
-    changed: int
-
-
 @dataclass(frozen=True)
 class Known:
     """A shard that was verified, without its data: neither file nor mapping is held."""
 
-    marks: _Marks
+    marks: Marks
     places: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]  # the last: first byte
 
     def tensors(self, path: Path) -> dict[str, np.ndarray] | None:
@@ -175,12 +166,11 @@ def _places(
         begin += spec.size
 
 
-def _mapped(path: Path) -> tuple[Bytes, _Marks]:
+def _mapped(path: Path) -> tuple[Bytes, Marks]:
     """A file's bytes, and its marks from before any of them is read."""
-    with guarded("read", path), path.open("rb") as file:
+    with guarded("read", path), reading(path) as file:
         found = os.fstat(file.fileno())
         if found.st_size == 0:
             raise corrupt(path, "it is empty")
         data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    times = found.st_mtime_ns, found.st_ctime_ns
-    return data, _Marks(found.st_dev, found.st_ino, found.st_size, *times)
+    return data, marks_of(found)

@@ -1,6 +1,7 @@
 """A stage's folder: named by what went into it, resumed from what is there, sealed when done."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,11 +18,15 @@ from taqdit.store.backends import among, described
 from taqdit.store.claim import claim, claimants, idle
 from taqdit.store.digest import corrupt, read_stamped, stamp
 from taqdit.store.document import SCHEMA, STAGE, document_of, establish, read_document
+from taqdit.store.lock import in_turn
+from taqdit.store.marks import Marks, marks_at
 from taqdit.store.shard import Shard, read_shard, verify_shard, write_shard
 
 _SEAL = "SEALED.json"
 DATA = (".safetensors", ".png", ".npz", ".jsonl")  # the last two: imported files
 _log = logging.getLogger(__name__)
+
+_Tried = tuple[Marks | None, CorruptError | StorageError | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +41,7 @@ class Stage:
     name: str
     fingerprint: str
     moved_aside: list[tuple[str, str]] = field(default_factory=list)
+    _first: dict[str, Any] = field(default_factory=dict, repr=False)  # read of stage.json
 
     @classmethod
     def open(
@@ -67,8 +73,9 @@ class Stage:
     def find(cls, root: Path, name: str, fingerprint: str) -> "Stage | None":
         """The stage if it exists, to read. Nothing is made; errors as `open`."""
         stage = cls(_folder(root, name, fingerprint), name, fingerprint)
-        if not stage.path(STAGE).exists():
-            return None
+        with disk.guarded("look for", stage.folder):
+            if not stage.path(STAGE).exists():
+                return None
         stage._document()
         return stage
 
@@ -93,8 +100,8 @@ class Stage:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the fingerprint was taken of."""
-        return dict(self._document()["inputs"])
+        """What the fingerprint was taken of; stage.json is not read for it again."""
+        return dict((self._first or self._document())["inputs"])
 
     @property
     def backends(self) -> list[dict[str, Any]]:
@@ -173,14 +180,22 @@ class Stage:
         found = parallel.each(lambda name: self._tried(name, verify), wanted)
         return {name for name, each in zip(wanted, found, strict=True) if self._settled(name, each)}
 
-    def quarantine(self, file_name: str, reason: str) -> Path:
-        """Rename a file to the first free `<name>.bad-<n>`, and take the seal off."""
-        disk.remove(self.path(_SEAL))
-        candidates = (self.path(f"{file_name}.bad-{n}") for n in count(1))
-        target = next(path for path in candidates if not path.exists())
-        disk.move(self.path(file_name), target)
+    def quarantine(self, file_name: str, reason: str, *, judged: Marks | None) -> Path | None:
+        """Rename a file to the first free `<name>.bad-<n>`, and take the seal off.
+
+        None, and nothing is done, if what is there is not the very file that was `judged`: another
+        process has moved that aside, and may have made it anew.
+        """
+        path = self.path(file_name)
+        with disk.guarded("rename", path), in_turn(self.folder):
+            if judged is None or marks_at(path) != judged:
+                return None
+            disk.remove(self.path(_SEAL))
+            candidates = (self.path(f"{file_name}.bad-{n}") for n in count(1))
+            target = next(path for path in candidates if not os.path.lexists(path))
+            disk.move(path, target)
         self.moved_aside.append((file_name, reason))
-        _log.warning("%s is moved aside to %s: %s", self.path(file_name), target.name, reason)
+        _log.warning("%s is moved aside to %s: %s", path, target.name, reason)
         return target
 
     def discard(self, names: Iterable[str]) -> None:
@@ -253,29 +268,28 @@ class Stage:
 
     def _document(self) -> dict[str, Any]:
         """stage.json as it is now."""
-        return read_document(self.path(STAGE), self.fingerprint)
+        found = read_document(self.path(STAGE), self.fingerprint)
+        self._first.setdefault("inputs", found["inputs"])
+        return found
 
-    def _tried(
-        self, name: str, verify: Callable[[Path], object]
-    ) -> bool | CorruptError | StorageError:
-        """Whether a file is there and verifies, or why it does not."""
-        if not (path := self.path(name)).exists():
-            return False
+    def _tried(self, name: str, verify: Callable[[Path], object]) -> _Tried:
+        """The marks of a file, None if it is not there, and why it does not verify."""
+        marks = marks_at(path := self.path(name))
         try:
-            verify(path)
+            if marks is not None:
+                verify(path)
         except (CorruptError, StorageError) as error:
-            return error
-        return True
+            return marks, error
+        return marks, None
 
-    def _settled(self, name: str, found: bool | CorruptError | StorageError) -> bool:
+    def _settled(self, name: str, found: _Tried) -> bool:
         """Whether a file was found to be good. One that is corrupt is moved aside."""
-        if isinstance(found, bool):
-            return found
-        if self.path(name).exists():  # else another process moved it aside meanwhile
-            if isinstance(found, StorageError):
-                raise found
-            self.quarantine(name, digest.reason_of(found, self.path(name)))
-        return False
+        marks, error = found
+        if error and self.path(name).exists():  # else another process moved it aside meanwhile
+            if isinstance(error, StorageError):
+                raise error
+            self.quarantine(name, digest.reason_of(error, self.path(name)), judged=marks)
+        return marks is not None and error is None
 
 
 def _folder(root: Path, name: str, fingerprint: str) -> Path:

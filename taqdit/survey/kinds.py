@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -13,8 +14,10 @@ from taqdit import conditioning, trajectory
 from taqdit.activations import KIND as STATISTICS
 from taqdit.activations import PART
 from taqdit.images import picture_name
+from taqdit.plan import fingerprint
+from taqdit.prompts import Prompts
 from taqdit.statistics import Layout, StepStatistics
-from taqdit.store import Shard, sha256_hex
+from taqdit.store import Shard
 from taqdit.survey.checks import Alike, Check, Problem, Unknown, not_finite, told
 from taqdit.survey.latents import LatentLook
 from taqdit.survey.words import counted
@@ -75,12 +78,12 @@ class Trajectories(Check):
         return _number(name)
 
     def contents(self, name: str, shard: Shard) -> Iterator[Problem]:
-        """Shapes and count by stage.json, the prompt, and how the latents look."""
+        """Shapes and count by stage.json, prompt and seed, and how the latents look."""
         tensors = shard.tensors
         if (words := trajectory.misfit(self.inputs, tensors)) is not None:
             yield "shape", words
             return
-        yield from self._prompt(shard)
+        yield from self._origin(shard)
         bad = list(not_finite(tensors))
         yield from bad
         sigmas = tensors["sigmas"]
@@ -89,11 +92,21 @@ class Trajectories(Check):
             steps = tensors.get("steps", np.arange(len(sigmas)))
             yield from self._look.add(name, tensors["latents"], steps, sigmas[steps])
 
-    def _prompt(self, shard: Shard) -> Iterator[Problem]:
-        texts, index = self.inputs["prompts"], shard.metadata["index"]
-        expected = sha256_hex(texts[index % len(texts)].encode())
-        if shard.metadata.get("prompt_sha256") != expected:
-            yield "prompt", f"it was sampled for another prompt than {texts[index % len(texts)]!r}"
+    @cached_property
+    def _prompts(self) -> Prompts:
+        return Prompts.kept(self.inputs)
+
+    def _origin(self, shard: Shard) -> Iterator[Problem]:
+        index = shard.metadata["index"]
+        expected = self._prompts.origin(index, self.inputs["seed"])
+        found = {key: shard.metadata.get(key) for key in expected}
+        if found == expected or fingerprint(self.inputs) != shard.metadata.get("stage"):
+            return  # or it is stage.json that is not what it was, which is told
+        if found["prompt_sha256"] != expected["prompt_sha256"]:
+            text = self._prompts.text(index)
+            yield "prompt", f"it was sampled for another prompt than {text!r}"
+        if found["seed"] != expected["seed"]:
+            yield "seed", f"its seed is {str(found['seed'])[:20]}, expected {expected['seed']}"
 
     def owner(self, name: str) -> str | None:
         """The trajectory's number."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from taqdit.errors import StorageError
 from taqdit.store import Stage
 from taqdit.store.aside import set_aside
-from taqdit.survey.stages import IMPORTED, STAGE, Surveyed, survey_stage
+from taqdit.store.marks import Marks, marks_at
+from taqdit.survey.stages import IMPORTED, SEAL, STAGE, Surveyed, survey_stage
 from taqdit.survey.verifying import Checked, Finding, verify
 from taqdit.survey.words import counted
 
@@ -44,29 +45,34 @@ class _Repair:
 
     def __init__(self, stage: Surveyed, dry_run: bool) -> None:
         self.stage, self.dry_run = stage, dry_run
+        self._seen: dict[str, Marks | None] = {}
 
     def run(self, findings: list[Finding]) -> Iterator[Repaired]:
         """Do about each finding what can be done."""
         if self.stage.unlisted:
             yield from (Repaired(LEFT, each) for each in findings)
             return
-        now = survey_stage(self.stage.folder)
+        self._see(STAGE, SEAL)
+        now = self.stage = survey_stage(self.stage.folder)
+        if not now.held:
+            self._see(*now.files)
+            found = [each for checked in verify([now]) for each in checked.corrupt]  # as it is now
+            now = survey_stage(now.folder)  # a run may have begun while all that was read
         if now.held:
             why = f"another process works on it ({now.held[0]}); repair when it has ended, or"
             why += " delete that file if there is none"
             yield from (Repaired(LEFT, each, why=why) for each in findings)
             return
-        self.stage = now
-        found = [each for checked in verify([now]) for each in checked.corrupt]  # as it is now
         for each in findings:
             if each.file not in {still.file for still in found}:
                 yield Repaired(LEFT, each, why="it is whole by now")
-        for each in found:
-            if each.kind == "stage":
-                yield self._replace(each)
-                return
-        for each in _by_file(found):
+        whole = [each for each in found if each.kind == "stage"]
+        for each in whole[:1] or _by_file(found):
             yield self._repair(each)
+
+    def _see(self, *names: str) -> None:
+        """Note which files these are, before they are read."""
+        self._seen |= {name: marks_at(self.stage.folder / name) for name in names}
 
     def _replace(self, finding: Finding) -> Repaired:
         """The shards say whose they are; on which backends they were made, only stage.json did. A
@@ -84,15 +90,24 @@ class _Repair:
             return Repaired(LEFT, finding, why=str(error))
 
     def _repair(self, finding: Finding) -> Repaired:
+        """What was made anew while the stage was read is left as it is."""
+        name, seen = finding.file or "", self._seen
+        changed = Repaired(LEFT, finding, why="it has changed since it was read")
+        if name in seen and marks_at(self.stage.folder / name) != seen[name]:
+            return changed
+        if finding.kind == "stage":
+            return self._replace(finding)
         if finding.kind == "unreadable":
             return Repaired(LEFT, finding, why="check the disk and the file's permissions")
-        name = finding.file
-        in_place = name is not None and name in self.stage.files
+        if not name and self.stage.kind == IMPORTED:
+            return Repaired(LEFT, finding, why="import it again, which moves aside what differs")
+        in_place = name in self.stage.files
         if self.dry_run:
             return Repaired(MOVED if in_place else UNSEALED, finding)
         stage = Stage(self.stage.folder, self.stage.kind, self.stage.fingerprint)
-        if in_place and name is not None and stage.path(name).exists():
-            return Repaired(MOVED, finding, stage.quarantine(name, finding.words))
+        if in_place:
+            target = stage.quarantine(name, finding.words, judged=seen[name])
+            return Repaired(MOVED, finding, target) if target else changed
         stage.unseal()
         return Repaired(UNSEALED, finding)
 

@@ -12,14 +12,23 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from taqdit.errors import CorruptError, InputError, StorageError, TaqditError
+from taqdit.prompts import Prompts
 from taqdit.record import POINTERS, RECORD
 from taqdit.store import disk
 from taqdit.store.digest import read_object, read_stamped, reason_of
 
 MOST_TRAJECTORIES = 2**20  # as sampler.num_trajectories may be
+_NEEDED: dict[str, type | tuple[type, ...]] = {  # of run.json, and what it must be
+    "config": dict,
+    "store": str,
+    "stages": dict,
+    "imported": (dict, NoneType),
+    "imported_statistics": (str, NoneType),
+}
 _INSIDE_A_RUN = {"figures", "wandb", ".hydra"}  # large, and no place for another run
 
 
@@ -106,7 +115,7 @@ def pointed_to(pointer: Path) -> RunFound | None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The run.json of a run's folder, finished or not.
+    """The run.json of a run's folder, finished or not: what `taqdit.record.run_record` makes.
 
     InputError if there is none, CorruptError if it is no record of a run.
     """
@@ -119,10 +128,29 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise CorruptError(
             f"{path} cannot be read ({error}); restore it, or remove the folder of this run"
         ) from error
-    needed = {"config": dict, "store": str, "stages": dict}
-    if not all(isinstance(found.get(key), kind) for key, kind in needed.items()):
-        raise CorruptError(f"{path} is no record of a run; it must hold {', '.join(needed)}")
+    try:
+        _check_record(found)
+    except ValueError as error:
+        raise CorruptError(
+            f"{path} is no record of a run ({error}); restore it, or remove the folder of this run"
+        ) from error
+    for name in _files_named(found):
+        _place(name, path)
+    _place(folder / found["store"], path)
     return found
+
+
+def _check_record(found: Mapping[str, Any]) -> None:
+    """Raise ValueError unless what every verb reads of it is there and is what it should be."""
+    for key, kind in _NEEDED.items():
+        if key not in found or not isinstance(found[key], kind):
+            raise ValueError(f"{key}={str(found.get(key))[:60]!r}" if key in found else f"no {key}")
+    marks, imported = found["stages"], found["imported"]
+    if not all(isinstance(mark, str) for mark in marks.values()):
+        raise ValueError("a stage without its fingerprint")
+    if imported and not all(isinstance(imported.get(key), str) for key in ("path", "sha256")):
+        raise ValueError("imported without path or sha256")
+    Prompts.kept(found)
 
 
 def trajectories_asked(record: Mapping[str, Any]) -> int:
@@ -189,11 +217,16 @@ def _read(folder: Path) -> RunFound:
 
 def _referred(record: Mapping[str, Any], file: Path) -> tuple[dict[str, str], tuple[Path, ...]]:
     """The stages by their fingerprints, and files and folders made elsewhere."""
+    marks = {str(name): str(mark) for name, mark in record["stages"].items()}
+    return marks, tuple(_place(each, file) for each in _files_named(record))
+
+
+def _files_named(record: Mapping[str, Any]) -> list[str]:
+    """The files made elsewhere that a record or a pointer names."""
     imported = record.get("imported")
     named = [imported.get("path") if isinstance(imported, dict) else None]
     named.append(record.get("imported_statistics"))
-    marks = {str(name): str(mark) for name, mark in record["stages"].items()}
-    return marks, tuple(_place(each, file) for each in named if isinstance(each, str))
+    return [each for each in named if isinstance(each, str)]
 
 
 def _place(path: str | Path, file: Path) -> Path:

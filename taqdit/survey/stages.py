@@ -20,7 +20,7 @@ from taqdit.store.document import SCHEMA
 from taqdit.store.held import is_held
 from taqdit.store.stage import DATA
 
-IMPORTED = "imported"  # files made elsewhere, whose bytes the seal knows
+IMPORTED = "imported"  # files made elsewhere, whose bytes stage.json and the seal know
 KINDS = ("conditioning", "trajectories", "statistics", "weights", "analysis", "figures")
 SEALED, UNFINISHED, AT_WORK = "sealed", "unfinished", "at work"
 DAMAGED, FOREIGN, UNLISTED = "damaged", "foreign schema", "not listable"

@@ -19,6 +19,7 @@ from taqdit.images import picture_owner, read_picture
 from taqdit.store import canonical_json, read_shard, sha256_file, sha256_hex
 from taqdit.store.digest import reason_of
 from taqdit.survey.checks import WARNINGS, Check, Problem
+from taqdit.survey.imported import Imported
 from taqdit.survey.kinds import check_of
 from taqdit.survey.stages import IMPORTED, SEAL, STAGE, Surveyed
 
@@ -90,7 +91,8 @@ class _Verification:
             self._add(None, "unreadable", str(stage.unlisted))
             return self._checked()
         self._check_about()
-        check = check_of(stage.kind, stage.inputs, list(stage.files))
+        foreign = stage.kind == IMPORTED
+        check = Imported(stage) if foreign else check_of(stage.kind, stage.inputs, [*stage.files])
         for name, digest in self._digests(list(stage.files)):
             self._check_file(name, digest, check)
         if not stage.held:
@@ -103,7 +105,7 @@ class _Verification:
                 self._add(file, kind, words)
         except _INCOMPLETE as error:
             self._add(None, *_incomplete(error))
-        if self.stage.seal is None:
+        if self.stage.seal is None and self.stage.kind != IMPORTED:
             self._close_aside()
 
     def _close_aside(self) -> None:
@@ -113,16 +115,10 @@ class _Verification:
         gone = {name.rpartition(".bad-")[0] for name in stage.aside} - set(stage.files)
         if stage.kind in ("trajectories", STATISTICS):  # it may have been no unit of the stage
             gone = {name for name in gone if name.endswith(".png")}
-        if not gone:
-            return
-        maker = "a run makes again what it needs"
-        if stage.kind == IMPORTED:
-            images = stage.inputs.get("kind") == "images"
-            source = "the folder" if images else stage.inputs.get("file")
-            maker = f"taqdit store import of {source} stores it again"
-        words = f"missing since moved aside: {min(gone)}"
-        more = f" and {len(gone) - 1} more" if gone - {min(gone)} else ""
-        self._add(None, GAP, f"{words}{more}; {maker}")
+        if gone:
+            words = f"missing since moved aside: {min(gone)}"
+            more = f" and {len(gone) - 1} more" if gone - {min(gone)} else ""
+            self._add(None, GAP, f"{words}{more}; a run makes again what it needs")
 
     def _checked(self) -> Checked:
         return Checked(self.stage, self._files, self._bytes, tuple(self._findings))
@@ -150,7 +146,7 @@ class _Verification:
         path, seal = self.stage.folder / name, self.stage.seal or {}
         try:
             whole = digest.result()
-            problems = list(_guarded(self._problems(name, path, check)))
+            problems = list(_guarded(self._problems(name, path, whole, check)))
         except StorageError as error:
             if not path.exists():
                 return  # another process is at work
@@ -170,10 +166,11 @@ class _Verification:
             whole = "" if self.stage.kind == IMPORTED else "whole, but "  # which nobody can tell
             self._add(name, "seal", f"it is {whole}not the file that was sealed")
 
-    def _problems(self, name: str, path: Path, check: Check) -> Iterator[Problem]:
+    def _problems(self, name: str, path: Path, digest: str, check: Check) -> Iterator[Problem]:
         mark = self.stage.fingerprint
-        if self.stage.kind == IMPORTED:
-            return  # what others made is held against the seal alone
+        if isinstance(check, Imported):
+            yield from check.foreign(name, path, digest)
+            return
         if name.endswith(".png"):
             if not self.stage.inputs:
                 return  # what there should be is not known

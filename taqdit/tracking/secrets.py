@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 MASK = "***"
@@ -25,6 +25,11 @@ _LOOKS_LIKE_A_KEY = re.compile(
     r"|wandb_v\d_[\w-]{20,}|hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[\w-]{20,})"
 )
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_TEXT = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""  # quoted, in Hydra's grammar
+_OVERRIDE = re.compile(r"[+~]*([\w.@:/-]+)=")
+_NAMED = re.compile(rf"{_TEXT}|([^][{{}}(),:='\"]+)[:=]\s*")
+_VALUE = re.compile(rf"(?:{_TEXT}|\\.|[^][{{}}(),'\"\\])+(?=[,}}])|.*", re.DOTALL)
+_NOTHING = re.compile(r"null|true|false|''|\"\"|", re.IGNORECASE)
 _NUMBERS = {int, float, bool, type(None)}
 _SHORTEST_ENV_SECRET = 16  # shorter values ("disabled") are words that occur by chance
 _SHORTEST_SETTING = 4
@@ -49,8 +54,10 @@ def mask_text(text: str) -> str:
 
 def mask_settings(told: Any, config: Mapping[str, Any]) -> Any:
     """A deep copy of what repeats settings of `config` (as a command line does), without what
-    `mask_secrets` hides in them and in it."""
-    secrets = sorted(_hidden(config, mask_secrets(config)), key=len, reverse=True)
+    `mask_secrets` hides in them and in it, however it is spelled."""
+    typed: set[str] = set()
+    told = _without_typed(told, typed)
+    secrets = sorted(_hidden(config, mask_secrets(config)) | typed, key=len, reverse=True)
     known = (*secrets, *environment_secrets())
     return _masked(told, "", known)
 
@@ -92,6 +99,37 @@ def _hidden(value: Any, masked: Any) -> set[str]:
         return set().union(*map(_hidden, value, masked))
     text = str(value)
     return {text} if masked == MASK and len(text) >= _SHORTEST_SETTING else set()
+
+
+def _without_typed(told: Any, typed: set[str]) -> Any:
+    """`told` without the secret values in its overrides, of which the longer ones join `typed`."""
+    if isinstance(told, Mapping):
+        return {str(name): _without_typed(each, typed) for name, each in told.items()}
+    if isinstance(told, list | tuple):
+        return [_without_typed(each, typed) for each in told]
+    if isinstance(told, str):
+        for begin, end in reversed([*_typed(told)]):
+            typed |= {told[begin:end]} if end - begin >= _SHORTEST_SETTING else set()
+            told = told[:begin] + MASK + told[end:]
+    return told
+
+
+def _typed(text: str) -> Iterator[tuple[int, int]]:
+    """Where in an override, or in several (`override_dirname`), secret values stand as they were
+    typed, quoted and escaped: all that follows if the first key is secret, else the value behind
+    each secret name; where one with brackets ends is not looked for."""
+    if (override := _OVERRIDE.match(text)) is None:
+        return
+    at = override.end()
+    if is_secret_name(override[1]) and not _NOTHING.fullmatch(text, at):
+        yield at, len(text)
+        return
+    for entry in _NAMED.finditer(text, at):
+        if entry.end() > at and is_secret_name(entry[1] or ""):
+            value = _VALUE.match(text, entry.end())
+            if value and not _NOTHING.fullmatch(value[0]):
+                at = value.end()
+                yield value.span()
 
 
 def _path(parent: str, name: str) -> str:

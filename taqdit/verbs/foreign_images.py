@@ -11,6 +11,7 @@ import re
 import stat
 from codecs import BOM_UTF8
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +29,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.png")
 
 @dataclass(frozen=True)
 class ForeignImages:
-    """A checked folder: the pictures that its metadata.jsonl lists, and that file's bytes."""
+    """A checked folder: the pictures that its metadata.jsonl lists, and that file's bytes.
+
+    `digests` holds, by a picture's name, the SHA-256 of the bytes that were decoded.
+    """
 
     folder: Path
-    names: list[str]
+    digests: dict[str, str]
     text: bytes
 
     @classmethod
@@ -48,32 +52,28 @@ class ForeignImages:
         ]
         if not names:
             raise InputError(f"{path} lists 0 images; allowed are 1 to {MAX_IMAGES:,}")
-        found = cls(folder, names, text)
-        found._require_all()
-        for name in names:
-            _require_picture(folder / name)
-        return found
+        _require_all(folder, names)
+        return cls(folder, {name: _picture_digest(folder / name) for name in names}, text)
 
-    def read(self, name: str, digest: str) -> bytes:
+    def read(self, name: str) -> bytes:
         """The bytes of a picture. InputError if they have changed."""
         data = _content(self.folder / name, images.MAX_BYTES)
-        if sha256_hex(data) != digest:
+        if sha256_hex(data) != self.digests[name]:
             raise InputError(f"{self.folder / name} changed while it was read; import it again")
         return data
 
-    def _require_all(self) -> None:
-        """Each picture is listed once, also where a file system takes a.png and A.png for one."""
-        name, times = Counter(name.lower() for name in self.names).most_common(1)[0]
-        if times > 1:
-            raise InputError(
-                f"{self.folder / METADATA} lists {name!r} {times} times; once is right"
-            )
-        with disk.guarded("list", self.folder):
-            there = {path.name for path in self.folder.iterdir() if path.suffix.lower() == ".png"}
-        if unlisted := sorted(there - set(self.names)):
-            raise InputError(
-                f"{self.folder} holds {unlisted[0]!r}, which {METADATA} does not list; add a line"
-            )
+
+def _require_all(folder: Path, names: Sequence[str]) -> None:
+    """Each picture is listed once, also where a file system takes a.png and A.png for one."""
+    name, times = Counter(name.lower() for name in names).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{folder / METADATA} lists {name!r} {times} times; once is right")
+    with disk.guarded("list", folder):
+        there = {path.name for path in folder.iterdir() if path.suffix.lower() == ".png"}
+    if unlisted := sorted(there - set(names)):
+        raise InputError(
+            f"{folder} holds {unlisted[0]!r}, which {METADATA} does not list; add a line"
+        )
 
 
 def _name(line: bytes, where: str) -> str:
@@ -112,10 +112,12 @@ def _content(path: Path, most: int) -> bytes:
     return content
 
 
-def _require_picture(path: Path) -> None:
-    """Refuse what is no PNG of a usual size that decodes to its end, checksums included."""
+def _picture_digest(path: Path) -> str:
+    """SHA-256 of a PNG of a usual size that decodes to its end, checksums included; InputError
+    for anything else."""
     data = _content(path, images.MAX_BYTES)
     try:
         images.decoded(data)
     except ValueError as error:
         raise InputError(f"{path} is not a whole PNG ({error})") from error
+    return sha256_hex(data)

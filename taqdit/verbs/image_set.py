@@ -7,7 +7,7 @@ Nothing is moved aside or repaired here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Any
 
 from taqdit import images
 from taqdit.errors import CorruptError, InputError, StorageError
-from taqdit.store import Stage, sha256_hex
+from taqdit.prompts import Prompts
+from taqdit.store import Stage
 from taqdit.survey.runs import (
     MOST_TRAJECTORIES,
     RunFound,
@@ -43,15 +44,21 @@ class Entry:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The first `count` trajectories of a stage; `pictures`: each of them is to have a PNG.
+    """Trajectories of a stage, by their numbers; `pictures`: each of them is to have a PNG.
 
     `settings` is what the stage was made from.
     """
 
     stage: Stage
     settings: dict[str, Any]
-    count: int
+    prompts: Prompts
+    numbers: Sequence[int]
     pictures: bool
+
+    @property
+    def count(self) -> int:
+        """How many there are to be."""
+        return len(self.numbers)
 
     @classmethod
     def of_run(cls, folder: Path) -> ImageSet:
@@ -65,26 +72,31 @@ class ImageSet:
                 f"{folder} has no stage {TRAJECTORIES} in {store.resolve()}; taqdit rerun {folder}"
                 " makes it"
             )
-        return cls._of(stage, trajectories_asked(record), images_asked(record))
+        return cls._of(stage, range(trajectories_asked(record)), images_asked(record))
 
     @classmethod
     def of_stage(cls, folder: Path) -> ImageSet:
-        """All that a stage's folder is to hold: what any of its files, and any run that refers to
-        it, counts up to. InputError if it is no stage of trajectories."""
+        """All that a stage's folder is to hold: what is there or was sealed, and what any run that
+        refers to it asked for. InputError if it is no stage of trajectories."""
         stage = Stage.at(folder)
         owners = _owners(stage)
-        sealed = stage.seal_list or {}
-        there = [number + 1 for number in _numbers([*stage.names(), *sealed])]
-        asked = [run.trajectories for run in owners]
+        there = _numbers([*stage.names(), *(stage.seal_list or {})])
+        asked = range(max((run.trajectories for run in owners), default=0))
         pictures = bool(stage.names(".png")) or any(run.images for run in owners)
-        return cls._of(stage, max([*there, *asked], default=0), pictures)
+        return cls._of(stage, sorted({*there, *asked}), pictures)
 
     @classmethod
-    def _of(cls, stage: Stage, count: int, pictures: bool) -> ImageSet:
+    def _of(cls, stage: Stage, numbers: Sequence[int], pictures: bool) -> ImageSet:
         settings = stage.inputs
-        if lacking := [key for key in _SETTINGS if key not in settings]:
-            raise InputError(f"{stage.folder} is no stage of trajectories: no {lacking[0]} in it")
-        return cls(stage, settings, count, pictures)
+        lacking = [f"no {key}" for key in _SETTINGS if key not in settings]
+        try:
+            prompts = Prompts.kept(settings)
+            lacking += [] if type(settings.get("seed")) is int else ["no seed"]
+        except ValueError as error:
+            lacking.append(str(error))
+        if lacking:
+            raise InputError(f"{stage.folder} is no stage of trajectories: {lacking[0]} in it")
+        return cls(stage, settings, prompts, numbers, pictures)
 
     @cached_property
     def _listed(self) -> set[int]:
@@ -101,14 +113,13 @@ class ImageSet:
         shard = self.stage.read(shard_name(index), kind=KIND, index=index)
         if self.pictures:
             self.picture(index)
-        about, texts = shard.metadata, self.settings["prompts"]
-        place = about.get("prompt_index")
-        known = type(place) is int and 0 <= place < len(texts)
-        prompt = texts[place] if known else ""
-        if not known or about.get("prompt_sha256") != sha256_hex(prompt.encode()):
+        origin = self.prompts.origin(index, self.settings["seed"])
+        if odd := [key for key, value in origin.items() if shard.metadata.get(key) != value]:
             path = self.stage.path(shard_name(index))
-            raise CorruptError(f"{path} names a prompt that its stage does not have")
-        return Entry(index, prompt, int(about["seed"]))
+            raise CorruptError(
+                f"{path} has another {odd[0]} than its stage gives trajectory {index}"
+            )
+        return Entry(index, self.prompts.text(index), origin["seed"])
 
     def picture(self, index: int) -> Path:
         """The PNG of one trajectory, verified. Raises as `entry`."""
@@ -124,7 +135,7 @@ class ImageSet:
         """Those that are whole, and why the others are not, by their number."""
         whole: list[Entry] = []
         lacking: dict[int, str] = {}
-        for index in range(self.count):
+        for index in self.numbers:
             try:
                 whole.append(self.entry(index))
             except (CorruptError, StorageError) as error:

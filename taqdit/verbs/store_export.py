@@ -18,6 +18,7 @@ from taqdit import images, npz
 from taqdit.errors import CorruptError, InputError, StorageError
 from taqdit.runs import open_run
 from taqdit.store import disk, make_folder, publish_bytes, sha256_file
+from taqdit.store.lock import hold
 from taqdit.survey.runs import read_record
 from taqdit.trajectory import read_trajectory
 from taqdit.verbs.image_set import Entry, ImageSet, lacks
@@ -26,7 +27,8 @@ FORMATS = ("images", "npz", "latents")
 METADATA = "metadata.jsonl"
 CALIBRATION = "calibration.npz"
 _FRESH = ".new"  # an export made to compare it with the file that is there
-_LEFTOVER = re.compile(r"\.(.+?)(?:\.new)?(?:\.[0-9]+(?:-[0-9a-f]+)?\.tmp)?")
+_TEMPORARY = r"\.[0-9]+-[0-9a-f]+\.tmp"  # ends the name of a file that is being published
+_LEFTOVER = re.compile(rf"\.(.+?\.npz)\{_FRESH}|\.(?:\.(.+?\.npz)\{_FRESH}|([^.].+?)){_TEMPORARY}")
 
 
 def export_run(run: Path, to: Path, form: str) -> tuple[int, int]:
@@ -49,7 +51,7 @@ def export_run(run: Path, to: Path, form: str) -> tuple[int, int]:
 
 
 def _export_set(found: ImageSet, to: Path, suffix: str) -> tuple[int, int]:
-    names = {index: f"{index:06d}{suffix}" for index in range(found.count)}
+    names = {index: f"{index:06d}{suffix}" for index in found.numbers}
     target = _Export(to, [*names.values(), METADATA])
     lines: dict[int, str] = {}
     lacking: dict[int, str] = {}
@@ -94,7 +96,8 @@ class _Export:
         with disk.guarded("list", folder):
             listed = sorted(path.name for path in folder.iterdir())
         for name in listed:
-            if (leftover := _LEFTOVER.fullmatch(name)) and leftover[1] in allowed:
+            leftover = _LEFTOVER.fullmatch(name)
+            if leftover and not allowed.isdisjoint(leftover.groups()):
                 disk.discard_dead(folder / name)
             elif name not in allowed and not name.startswith("."):  # no tool reads hidden files
                 raise InputError(
@@ -131,7 +134,9 @@ class _Export:
         fresh = self._folder / f".{name}{_FRESH}"
         try:
             write(fresh)
-            same = path.is_file() and sha256_file(path) == sha256_file(fresh)
+            with disk.guarded("read", fresh), fresh.open("rb") as file:
+                hold(file)  # so that another export takes it for no dead one's
+                same = path.is_file() and sha256_file(path) == sha256_file(fresh)
         finally:
             disk.remove(fresh)
         if not same:

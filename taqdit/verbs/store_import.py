@@ -18,6 +18,7 @@ from taqdit.plan import fingerprint
 from taqdit.record import describe_calibration, describe_statistics
 from taqdit.stages.bench import seal
 from taqdit.store import Stage, disk, publish, publish_bytes, sha256_file, sha256_hex
+from taqdit.store.marks import marks_at
 from taqdit.verbs.arguments import Arguments
 from taqdit.verbs.foreign_images import METADATA, ForeignImages
 from taqdit.verbs.overrides import spell
@@ -49,15 +50,18 @@ def import_data(arguments: Sequence[str]) -> int:
 
 def _file(source: Path, store: Path) -> list[str]:
     """Take an .npz in; what to say about it."""
+    if not source.is_file():
+        raise InputError(f"{source} is no file; give an .npz, or a folder of images")
+    digest = sha256_file(source)  # taken first: what is judged must be what is copied
     kind, found = _described(source)
     name = _KINDS[kind]
-    inputs: dict[str, Any] = {"kind": kind, "file": name, "sha256": sha256_file(source), **found}
+    inputs: dict[str, Any] = {"kind": kind, "file": name, "sha256": digest, **found}
     stage = _open(store, inputs)
     path = stage.path(name)
     with _claimed(stage):
-        if not _holds(stage, name, inputs["sha256"]):
+        if not _holds(stage, name, digest):
             with disk.guarded("read", source), source.open("rb") as data:
-                _copy(data, path, inputs["sha256"])
+                _copy(data, path, digest)
         seal(stage)
     words = ", ".join(f"{value} {key}" for key, value in found.items() if type(value) is int)
     place = str(path)
@@ -72,8 +76,6 @@ def _file(source: Path, store: Path) -> list[str]:
 
 def _described(source: Path) -> tuple[str, dict[str, Any]]:
     """Which kind of file it is, and what it holds. InputError if it is of none."""
-    if not source.is_file():
-        raise InputError(f"{source} is no file; give an .npz, or a folder of images")
     try:
         found = describe_calibration(import_npz(source))
         return "calibration", {**found, "steps": len(found["steps"])}
@@ -90,25 +92,25 @@ def _described(source: Path) -> tuple[str, dict[str, Any]]:
 def _images(source: Path, store: Path) -> list[str]:
     """Take a folder of PNGs in; what to say about it."""
     found = ForeignImages.of(source)
-    digests = [[name, sha256_file(source / name)] for name in found.names]
     inputs: dict[str, Any] = {
         "kind": "images",
         "file": METADATA,
         "sha256": sha256_hex(found.text),
-        "images": len(digests),
-        "files": fingerprint({"files": digests}),
+        "images": len(found.digests),
+        "files": fingerprint({"files": [list(each) for each in found.digests.items()]}),
     }
     stage = _open(store, inputs)
     with _claimed(stage):
-        for name, digest in digests:
+        for name, digest in found.digests.items():
             if not _holds(stage, name, digest):
-                publish_bytes(stage.path(name), found.read(name, digest))
+                publish_bytes(stage.path(name), found.read(name))
         if not _holds(stage, METADATA, inputs["sha256"]):
             publish_bytes(stage.path(METADATA), found.text)
         seal(stage)
+    count = len(found.digests)
     return [
         f"imported      {stage.folder}",
-        f"{'':<14}{len(digests)} images with prompts; FID tools and data loaders read the folder",
+        f"{'':<14}{count} images with prompts; FID tools and data loaders read the folder",
     ]
 
 
@@ -128,11 +130,11 @@ def _claimed(stage: Stage) -> Iterator[None]:
 def _holds(stage: Stage, name: str, digest: str) -> bool:
     """Whether a file is there and whole; one that is damaged is moved aside."""
     path = stage.path(name)
-    if not path.exists():
+    if (marks := marks_at(path)) is None:
         return False
     if sha256_file(path) == digest:
         return True
-    stage.quarantine(name, "its bytes are not those that were imported")
+    stage.quarantine(name, "its bytes are not those that were imported", judged=marks)
     return False
 
 

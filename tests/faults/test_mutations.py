@@ -23,7 +23,7 @@ from ledger import shows
 
 from taqdit import images
 from taqdit.errors import TaqditError
-from taqdit.store import aside, claim, digest, disk, document, layout, shard
+from taqdit.store import aside, claim, digest, disk, document, layout, lock, shard
 from taqdit.store.stage import Stage
 
 
@@ -180,7 +180,7 @@ MUTATIONS = [
     ),
     Mutation(
         Stage._settled,
-        "self.quarantine(name, digest.reason_of(found, self.path(name)))",
+        "self.quarantine(name, digest.reason_of(error, self.path(name)), judged=marks)",
         "pass",
         damage_checks.one_redone,
     ),
@@ -273,6 +273,18 @@ MUTATIONS = [
     Mutation(Stage.admit, "disk.remove(self.path(_SEAL))", "pass", company_checks.seals_come_off),
     Mutation(
         Stage.quarantine, "disk.remove(self.path(_SEAL))", "pass", company_checks.seals_come_off
+    ),
+    Mutation(
+        Stage.quarantine,
+        "if judged is None or marks_at(path) != judged:",
+        "if False:",
+        "test_store_quarantine.test_what_another_has_made_anew_stays",
+    ),
+    Mutation(
+        lock.in_turn,
+        "hold(descriptor)",
+        "pass",
+        "test_store_quarantine.test_nobody_comes_between_the_look_and_the_renaming",
     ),
     Mutation(Stage.discard, "disk.remove(self.path(_SEAL))", "pass", company_checks.seals_come_off),
     Mutation(

@@ -5,6 +5,8 @@ from conftest import ANALYTIC, tree
 from ledger import shows
 
 import taqdit
+from taqdit import config
+from taqdit.tracking.secrets import mask_settings
 
 SECRETS = {  # setting -> what must not be written
     "note": "0123456789abcdef" * 2 + "89abcdef",  # in the form of W&B's keys
@@ -30,6 +32,58 @@ def test_no_file_of_a_run_holds_a_secret_of_its_settings(tmp_path, monkeypatch, 
         assert [name for name in found if secret in found[name]] == []
         assert secret not in caplog.text
     return len(SECRETS)
+
+
+SPELLED = {  # an override as it is typed -> as it is kept
+    r"+tracking.password='it\'s-my-secret'": "+tracking.password=***",
+    r"++tracking.password=it\'s\ mine": "++tracking.password=***",
+    "+tracking.password=1_000_000": "+tracking.password=***",
+    "+tracking.password=0012345": "+tracking.password=***",
+    "+tracking.password=ab": "+tracking.password=***",
+    "+tracking.password=first,second": "+tracking.password=***",  # of a sweep
+    "+wandb.api_key=[abcde,fghij]": "+wandb.api_key=***",
+    r"~tracking.password='it\'s'": "~tracking.password=***",
+    r"""pair={note:'it\'s',password:'it\'s, "mine"',cfg:4}""": (
+        r"pair={note:'it\'s',password:***,cfg:4}"
+    ),
+    r"""pair={password:"a\"b"},{password: c\,d }""": "pair={password:***},{password: ***}",
+    "pair={credentials:{user:me,word:mine},cfg:4}": "pair={credentials:***",
+    "pair={password:str('it is'),cfg:4}": "pair={password:***",
+    "pair={x:{token:1_0_0},y:[{secret:abc},{b:1}]}": "pair={x:{token:***},y:[{secret:***},{b:1}]}",
+    # what is no secret stays
+    "tracking.api_key=null": "tracking.api_key=null",
+    "pair={token:'',cfg:4}": "pair={token:'',cfg:4}",
+    "prompts.texts=['a key: red','token: x']": "prompts.texts=['a key: red','token: x']",
+    "prompts.texts=[a cat]": "prompts.texts=[a cat]",
+    "sampler.seed=7": "sampler.seed=7",
+}
+
+
+@pytest.mark.parametrize("override", SPELLED)
+def test_a_secret_is_hidden_however_it_is_spelled(override):
+    others = f"a.b=1,{override},z=2"  # as `hydra.job.override_dirname` has them
+    config = {"hydra": {"overrides": {"task": [override]}, "job": {"override_dirname": others}}}
+    for told in (config, [override, others]):
+        masked = mask_settings(told, {})
+        hydra = masked["hydra"] if told is config else None
+        kept = (
+            [hydra["overrides"]["task"][0], hydra["job"]["override_dirname"]] if hydra else masked
+        )
+        assert kept[0] == SPELLED[override]
+        assert override == SPELLED[override] or override not in kept[1]
+
+
+def test_what_is_typed_and_then_overridden_is_hidden_too():
+    told = [r"+a.password='one\'s'", "+a.password=two"]
+    assert mask_settings(told, {"a": {"password": "two"}}) == ["+a.password=***"] * 2
+    assert mask_settings("a key: red=blue", {}) == "a key: red=blue"  # no override
+
+
+def test_a_refused_argument_is_told_without_its_secret():
+    options = config.compose_config([r"+tracking.password='it\'s-mine'"])
+    (problem,) = config.check(options)
+    assert problem.text.startswith("tracking.password='***' is not an argument of ")
+    assert "mine" not in problem.text
 
 
 @shows("P18", "secrets on a command line, of a run and of a sweep: in no file either", trials=1)

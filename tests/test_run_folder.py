@@ -1,0 +1,96 @@
+"""What a run does to the folder it is given, and that its record names all it makes."""
+
+import json
+
+import pytest
+from conftest import ANALYTIC, tree
+
+from taqdit import config, memory
+from taqdit.errors import InputError, NumericError
+from taqdit.session import Session
+from taqdit.verbs.garbage import find_garbage
+
+TINY = ("sampler.images=false", "prompts.store_conditioning=false", "stages=[trajectories]")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs in a fixed folder: `run("sampler.seed=1")`."""
+
+    def run(*overrides, settings=(*ANALYTIC, *TINY)):
+        given = config.compose_config([*settings, *overrides, f"output_dir={tmp_path}"])
+        Session(config.plan(given), tmp_path / "runs" / "fixed", choices={}).run()
+        return garbage()
+
+    def garbage():
+        return [found.path for found in find_garbage(tmp_path / "store").garbage]
+
+    run.garbage = garbage
+    return run
+
+
+def documents(folder):
+    """run.json and summary.json."""
+    names = ("run.json", "summary.json")
+    return {name: json.loads((folder / "runs" / "fixed" / name).read_text()) for name in names}
+
+
+def test_a_plan_leaves_the_record_of_a_run_alone(run, tmp_path):
+    assert run() == []
+    before = tree(tmp_path)
+    assert run("preflight=only", "sampler.seed=3") == []
+    assert tree(tmp_path) == before
+
+
+def test_a_plan_alone_is_recorded_and_gives_way_to_the_run(run, tmp_path):
+    run("preflight=only")
+    assert documents(tmp_path)["summary.json"]["status"] == "preflight"
+    assert documents(tmp_path)["run.json"]["stages"] == {}
+    run()
+    assert documents(tmp_path)["summary.json"]["status"] == "ok"
+
+
+def test_the_record_of_another_finished_run_is_not_replaced(run, tmp_path):
+    run()
+    before = documents(tmp_path)
+    with pytest.raises(InputError, match=r"fixed holds a finished run .* \(trajectories\)"):
+        run("sampler.seed=3")
+    assert documents(tmp_path) == before
+    assert run.garbage() == []
+
+
+def test_a_run_that_refers_to_the_same_and_more_may_take_its_place(run, tmp_path):
+    run()
+    first = documents(tmp_path)["run.json"]
+    assert run("stages=[trajectories,calibration]") == []
+    assert documents(tmp_path)["run.json"]["run_id"] != first["run_id"]
+    assert documents(tmp_path)["summary.json"]["calibration"]
+
+
+def test_a_run_that_did_not_end_well_gives_way(run, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise NumericError("x")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "sampling", fail)
+        with pytest.raises(NumericError):
+            run()
+    assert documents(tmp_path)["summary.json"]["status"] == "failed"
+    run("sampler.seed=3")
+    assert documents(tmp_path)["run.json"]["config"]["sampler"]["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("stages", "made"),
+    [
+        ("weights", 1),
+        ("weights,trajectories", 1),
+        ("weights,report,trajectories", 1),
+        ("weights,trajectories,analysis", 0),  # nothing is traced
+    ],
+)
+def test_a_table_of_weights_is_recorded_where_it_is_made(run, tmp_path, monkeypatch, stages, made):
+    monkeypatch.setattr("taqdit.stages.weights.linear_paths", lambda spec: ())
+    assert run(f"stages=[{stages}]") == []
+    assert len(list(tmp_path.glob("store/weights/*"))) == made
+    assert ("weights" in documents(tmp_path)["run.json"]["stages"]) == bool(made)
