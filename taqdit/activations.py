@@ -143,7 +143,7 @@ class Statistics:
         _require_complete(stage, self.extent, self.num_steps)
         me = weakref.proxy(self)  # in a cycle, what is mapped would stay open for a while
         self._shard = lru_cache(maxsize=OPEN_STEPS)(partial(Statistics._read, me))
-        self.step = lru_cache(maxsize=OPEN_STEPS)(partial(Statistics._step, me))
+        self._kept_step = lru_cache(maxsize=OPEN_STEPS)(partial(Statistics._step, me))
         levels = [self._levels(step) for step in range(self.num_steps)]
         self.sigmas, self.timesteps = np.array(levels, np.float64).reshape(-1, 2).T
         self.layout = self.step(0).layout
@@ -182,6 +182,10 @@ class Statistics:
     def digests(self) -> list[str]:
         """SHA-256 of the shard of each step: they name the numbers themselves."""
         return [str(self._shard(step).metadata["sha256"]) for step in range(self.num_steps)]
+
+    def step(self, step: int) -> StepStatistics:
+        """All sites at one step. IndexError if there is no such step."""
+        return self._kept_step(step)
 
     def overview(self) -> Overview:
         """A number per site and step: extremes, percentiles, ratios."""

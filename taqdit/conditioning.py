@@ -19,7 +19,7 @@ from taqdit.store.digest import corrupt
 KIND = "conditioning"
 NEGATIVE = ""
 AT_ONCE = 64  # texts that are encoded together where nothing is stored
-OPEN_ROWS = 16  # mapped at once: each holds a file descriptor
+OPEN_ROWS = 32  # mapped at once: each holds a file descriptor
 
 Encode = Callable[[str], tuple[np.ndarray, np.ndarray]]
 """text -> tokens (n, 4096) and pooled (d,)."""

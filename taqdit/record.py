@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from taqdit.activations import Statistics
-from taqdit.errors import InputError, StorageError
+from taqdit.errors import StorageError
 from taqdit.exports import ImportedStatistics
 from taqdit.plan import Plan
 from taqdit.preflight import size
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 RECORD, SUMMARY = "run.json", "summary.json"
 FOLDERS = ("runs", "sweeps")  # in an output folder: where runs lie, unless one is told otherwise
 POINTERS = "runs"  # in a store: a file for each run whose folder lies elsewhere
+EARLIER = "earlier"
 _REFERRING = ("stages", "imported", "imported_statistics")  # keys of run.json
 PACKAGES = ("taqdit", "mlx", "diffusionkit", "numpy", "hydra-core", "omegaconf", "wandb")
 
@@ -60,18 +61,42 @@ def run_record(
     }
 
 
-def publish_record(folder: Path, store: Path, document: Mapping[str, Any]) -> None:
-    """Publish run.json, and a pointer to it in every store that the run refers to: its own one if
-    it has stages there, and those that it reads files of. A store beside whose `runs` or `sweeps`
-    it lies needs none.
+def publish_record(folder: Path, document: Mapping[str, Any]) -> None:
+    """Publish run.json, in the place of a former run's: what that referred to is named on, as
+    `earlier`, and a warning says where files of other settings may lie beside.
 
-    To be called before any stage is looked for: `taqdit store gc` keeps what a record names. The
-    pointers come second, so that one without a record means that the run has been deleted. Where
-    another's store cannot be written, a warning says so. InputError if a finished run is recorded
-    there that refers to something else: of that, nobody would know any more.
+    It and `publish_pointers` are to be called before any stage is looked for: `taqdit store gc`
+    keeps what a record names.
     """
-    _refuse_another(folder, document)
-    publish_json(folder / RECORD, document)
+    try:
+        old = read_object(folder / RECORD)
+    except (OSError, ValueError):
+        old = {}
+    if old.get("stages") and old.get("config") != document["config"]:
+        log.warning(
+            "%s holds a run of other settings: what this one does not write anew stays from that"
+            " one",
+            folder,
+        )
+    publish_json(folder / RECORD, {**document, EARLIER: _earlier(old, document)})
+
+
+def went_well(folder: Path) -> bool:
+    """Whether a run in this folder has ended well."""
+    try:
+        return read_object(folder / SUMMARY).get("status") == "ok"
+    except (OSError, ValueError):
+        return False
+
+
+def publish_pointers(folder: Path, store: Path, document: Mapping[str, Any]) -> None:
+    """Publish a pointer to a run's folder in every store that it refers to: its own one if it has
+    stages there, and those that it reads files of. A store beside whose `runs` or `sweeps` it lies
+    needs none.
+
+    They come after the record, so that one without a record means that the run has been deleted.
+    Where another's store cannot be written, a warning says so.
+    """
     place, own = folder.resolve(), [store.resolve()] if document["stages"] else []
     for home in dict.fromkeys([*own, *_stores_read(document)]):
         if any(home.parent / name in place.parents for name in FOLDERS):
@@ -84,23 +109,20 @@ def publish_record(folder: Path, store: Path, document: Mapping[str, Any]) -> No
             log.warning("`taqdit store gc` of %s will not know of this run: %s", home, error)
 
 
-def _refuse_another(folder: Path, document: Mapping[str, Any]) -> None:
-    try:
-        old, summary = (read_object(folder / name) for name in (RECORD, SUMMARY))
-    except (OSError, ValueError):
-        return  # no run has finished here, or none that can be read
-    if summary.get("status") != "ok":
-        return
-    stages = old["stages"] if isinstance(old.get("stages"), dict) else {}
-    lost = [
-        *(name for name, mark in stages.items() if document["stages"].get(name) != mark),
-        *(key for key in _REFERRING[1:] if old.get(key) not in (None, document[key])),
-    ]
-    if lost:
-        raise InputError(
-            f"{folder} holds a finished run of other settings ({', '.join(lost)}), whose record"
-            " would be lost; choose another hydra.run.dir, or move that run away"
-        )
+def _earlier(old: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
+    """What the old record names and the new one does not: folders of stages, and paths."""
+    before = old[EARLIER] if isinstance(old.get(EARLIER), list) else []
+    named = {each for each in (*before, *_named(old)) if isinstance(each, str)}
+    return sorted(named - {*_named(document)})
+
+
+def _named(document: Mapping[str, Any]) -> Iterator[Any]:
+    stages, imported = document.get("stages"), document.get("imported")
+    if isinstance(stages, Mapping):
+        yield from (f"{kind}/{str(mark)[:12]}" for kind, mark in stages.items())
+    if isinstance(imported, Mapping):
+        yield imported.get("path")
+    yield document.get("imported_statistics")
 
 
 def _point(store: Path, folder: Path, document: Mapping[str, Any]) -> None:

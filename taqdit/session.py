@@ -40,7 +40,7 @@ from taqdit.stages import (
     weight_inputs,
     weight_table,
 )
-from taqdit.store import make_folder, publish_json, sha256_file
+from taqdit.store import disk, make_folder, publish_json, sha256_file
 from taqdit.tracking import Tracker
 from taqdit.tracking.groups import run_date, sweep_group
 from taqdit.tracking.secrets import mask_secrets
@@ -83,7 +83,7 @@ class Session:
     def _run(self) -> str:
         self._preflight()
         if self.plan.preflight == "only":
-            if not self._other_record:
+            if not (self.folder / record.RECORD).exists():
                 self._write_run_file({})
             return "preflight"
         marks = {} if self._elsewhere else self._fingerprints()
@@ -97,9 +97,9 @@ class Session:
         return "ok"
 
     @property
-    def _other_record(self) -> bool:
-        """Whether the folder holds the record of another run, which this one has not replaced."""
-        return not self.document and (self.folder / record.RECORD).exists()
+    def _follows(self) -> bool:
+        """Whether the folder holds a run that went well, which this one has not replaced."""
+        return not self.document and record.went_well(self.folder)
 
     @property
     def _elsewhere(self) -> bool:
@@ -150,8 +150,10 @@ class Session:
             fingerprints=marks,
             backend=self.bench.backend,
         )
-        record.publish_record(self.folder, self.store, document)
+        record.publish_record(self.folder, document)
         self.document = document
+        disk.remove(self.folder / record.SUMMARY)  # of a former run
+        record.publish_pointers(self.folder, self.store, document)
 
     def _start_tracking(self) -> None:
         self.tracker = self.plan.tracking.start(
@@ -293,7 +295,7 @@ class Session:
         logged = {key: summary[key] for key in ("status", "seconds", "peak_memory_bytes")}
         full = None
         try:
-            if not self._other_record:
+            if not self._follows:
                 publish_json(self.folder / record.SUMMARY, summary)
             self.tracker.summary(logged)
         except StorageError as caught:

@@ -53,7 +53,7 @@ def test_few_rows_are_kept_open_and_none_of_a_conditioning_that_is_gone(stage, m
         rows = Conditioning(stage)
         for text in texts:
             rows.row(text)
-        assert sum(each() is not None for each in held) <= 16
+        assert sum(each() is not None for each in held) <= 32
         del rows
         assert not any(each() is not None for each in held)
     finally:

@@ -1,12 +1,13 @@
 """What a run does to the folder it is given, and that its record names all it makes."""
 
 import json
+import shutil
 
 import pytest
 from conftest import ANALYTIC, tree
 
 from taqdit import config, memory
-from taqdit.errors import InputError, NumericError
+from taqdit.errors import NumericError, StorageError
 from taqdit.session import Session
 from taqdit.verbs.garbage import find_garbage
 
@@ -50,13 +51,62 @@ def test_a_plan_alone_is_recorded_and_gives_way_to_the_run(run, tmp_path):
     assert documents(tmp_path)["summary.json"]["status"] == "ok"
 
 
-def test_the_record_of_another_finished_run_is_not_replaced(run, tmp_path):
+def test_what_a_former_run_referred_to_is_kept(run, tmp_path, caplog):
+    run()
+    first = documents(tmp_path)["run.json"]
+    (mark,) = first["stages"].values()
+    assert "holds a run of other settings" not in caplog.text
+    assert run("sampler.seed=3") == []
+    assert documents(tmp_path)["run.json"]["earlier"] == [f"trajectories/{mark[:12]}"]
+    assert "holds a run of other settings" in caplog.text
+    assert run("sampler.seed=4") == []
+    assert len(documents(tmp_path)["run.json"]["earlier"]) == 2
+    assert run() == []
+    assert f"trajectories/{mark[:12]}" not in documents(tmp_path)["run.json"]["earlier"]
+    shutil.rmtree(tmp_path / "runs" / "fixed")
+    assert len(run.garbage()) == 3
+
+
+def test_a_run_that_is_killed_leaves_no_summary_of_a_former_one(run, tmp_path, monkeypatch):
+    run()
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "sampling", die)
+        patch.setattr(Session, "_finish", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            run("sampler.num_trajectories=8")
+    assert not (tmp_path / "runs" / "fixed" / "summary.json").exists()
+
+
+def test_a_run_that_did_not_begin_leaves_a_finished_one_alone(run, tmp_path, monkeypatch):
     run()
     before = documents(tmp_path)
-    with pytest.raises(InputError, match=r"fixed holds a finished run .* \(trajectories\)"):
+    monkeypatch.setattr("taqdit.preflight.free_bytes", lambda folder: 0)
+    with pytest.raises(StorageError, match="has 0 B free"):
         run("sampler.seed=3")
     assert documents(tmp_path) == before
-    assert run.garbage() == []
+
+
+def test_a_plan_says_how_it_ended_where_a_run_had_failed(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("taqdit.preflight.free_bytes", lambda folder: 0)
+        with pytest.raises(StorageError):
+            run()
+    run("preflight=only")
+    assert documents(tmp_path)["summary.json"]["status"] == "preflight"
+
+
+def test_a_pointer_that_cannot_be_left_is_told_in_the_summary(run, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise StorageError("no pointer")
+
+    monkeypatch.setattr("taqdit.record.publish_pointers", refuse)
+    with pytest.raises(StorageError, match="no pointer"):
+        run()
+    assert documents(tmp_path)["summary.json"]["status"] == "failed"
 
 
 def test_a_run_that_refers_to_the_same_and_more_may_take_its_place(run, tmp_path):

@@ -21,7 +21,7 @@ from ledger import shows
 from taqdit.cli import dispatch
 from taqdit.errors import ConfigError, CorruptError, InputError, StorageError
 from taqdit.plan import fingerprint
-from taqdit.record import publish_record
+from taqdit.record import publish_pointers, publish_record
 from taqdit.runs import launch, open_run
 from taqdit.store import Stage, disk, make_folder, publish_json, read_shard
 from taqdit.store.aside import claim_of, put_back, rename_away
@@ -869,7 +869,9 @@ def publish_run(folder, store, stages, run_id="0", **more):
     """Leave the record of a run, as one does at its begin."""
     folder.mkdir(parents=True, exist_ok=True)
     document = {**RECORD, "store": os.path.relpath(store, folder), "run_id": run_id}
-    publish_record(folder, store, {**document, "stages": stages, **more})
+    document |= {"stages": stages, **more}
+    publish_record(folder, document)
+    publish_pointers(folder, store, document)
 
 
 def hooked(monkeypatch, take, only=""):

@@ -84,7 +84,7 @@ def test_a_run_may_have_more_steps_than_a_mac_allows_open_files_at_first(tmp_pat
 def test_fewer_trajectories_can_be_traced_in_whole_batches(outputs, wanted):
     run = again(outputs, f"tracer.num_trajectories={wanted}")
     assert run.statistics().extent == 2 * -(-wanted // 2)
-    assert run.statistics().step(0).tokens[0] == 16 * 2 * run.statistics().extent
+    assert run.statistics().step(1).tokens[0] == 16 * 2 * run.statistics().extent
 
 
 def test_a_damaged_step_is_named_moved_aside_and_replayed_alone(outputs):

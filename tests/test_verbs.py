@@ -171,10 +171,11 @@ def test_the_record_alone_is_enough(run, state):
 
 def test_a_job_of_a_sweep_is_repeated_as_a_single_run(run):
     path = run / ".hydra" / "overrides.yaml"
-    more = ["sweep=selection", "hydra.run.dir=somewhere", "refresh=[trajectories]"]
+    more = ["sweep=selection", "hydra.run.dir=somewhere", "refresh=[figures]", "preflight=only"]
     path.write_text(path.read_text() + "".join(f"- {each}\n" for each in more))
     overrides = rerun.prepare([str(run)]).overrides
-    assert not [each for each in overrides if each.startswith(("sweep", "hydra", "refresh"))]
+    left = ("sweep", "hydra", "refresh", "preflight")
+    assert not [each for each in overrides if each.startswith(left)]
 
 
 def test_versions_backend_and_weights_are_compared(run, monkeypatch):

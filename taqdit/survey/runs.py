@@ -1,7 +1,7 @@
 """The runs that use a store: what the record (run.json) of each of them refers to.
 
 Runs are found below the output folder. One whose folder lies elsewhere left a pointer in each store
-that it refers to (see `taqdit.record.publish_record`): it counts until its folder has been deleted,
+that it refers to (`taqdit.record.publish_pointers`): it counts until its folder has been deleted,
 and for as long as nobody can tell.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from taqdit.errors import CorruptError, InputError, StorageError, TaqditError
 from taqdit.prompts import Prompts
-from taqdit.record import POINTERS, RECORD
+from taqdit.record import EARLIER, POINTERS, RECORD
 from taqdit.store import disk
 from taqdit.store.digest import read_object, read_stamped, reason_of
 
@@ -148,6 +148,8 @@ def _check_record(found: Mapping[str, Any]) -> None:
     marks, imported = found["stages"], found["imported"]
     if not all(isinstance(mark, str) for mark in marks.values()):
         raise ValueError("a stage without its fingerprint")
+    if not isinstance(found.get(EARLIER, []), list):
+        raise ValueError(f"{EARLIER}={str(found[EARLIER])[:60]!r}")
     if imported and not all(isinstance(imported.get(key), str) for key in ("path", "sha256")):
         raise ValueError("imported without path or sha256")
     Prompts.kept(found)
@@ -222,10 +224,10 @@ def _referred(record: Mapping[str, Any], file: Path) -> tuple[dict[str, str], tu
 
 
 def _files_named(record: Mapping[str, Any]) -> list[str]:
-    """The files made elsewhere that a record or a pointer names."""
+    """The files made elsewhere that a record or a pointer names, and what former runs did."""
     imported = record.get("imported")
     named = [imported.get("path") if isinstance(imported, dict) else None]
-    named.append(record.get("imported_statistics"))
+    named += [record.get("imported_statistics"), *record.get(EARLIER, ())]
     return [each for each in named if isinstance(each, str)]
 
 

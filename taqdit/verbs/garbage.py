@@ -2,7 +2,7 @@
 
 Nothing but the order of looking and renaming keeps a run and a removal apart:
 
-- A run writes down what it refers to (`publish_record`), and only then looks for any stage.
+- A run writes down what it refers to (`taqdit.record`), and only then looks for any stage.
 - A removal looks at the runs, renames folders away, looks at the runs again, and deletes them: of
   stages, and of what `refresh` has replaced. Where it is stopped before, it puts them back.
 

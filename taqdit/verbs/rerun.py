@@ -19,8 +19,9 @@ from taqdit.verbs.arguments import Arguments
 from taqdit.verbs.differences import differences
 from taqdit.verbs.overrides import agrees, flatten, hides, spell
 
-# A run of its own, over the store of then, in which what was asked for anew is by now.
-NOT_REPEATED = ("hydra", "sweep", "output_dir", "refresh")
+# A run of its own, over the store of then, in which what was asked for anew is by now; and what was
+# only planned is run.
+NOT_REPEATED = ("hydra", "sweep", "output_dir", "refresh", "preflight")
 
 
 @dataclass(frozen=True)

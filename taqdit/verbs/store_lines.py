@@ -28,7 +28,7 @@ def lines(there: Survey) -> Iterator[str]:
         if len(backends) > 1 and _made(stage):
             yield from _wrapped(f"made on {_backends(stage)}")
     for each in there.replaced:
-        yield f"{each.name:<28}{'replaced':<16}{f'{each.files} files':<18}{size(each.bytes):>9}"
+        yield f"{each.name:<27} {'replaced':<16}{f'{each.files} files':<18}{size(each.bytes):>9}"
     yield from notes(there.runs)
     if len(backends) == 1:
         yield from _wrapped(f"made on {backends[0]}", indent="")
