@@ -119,7 +119,7 @@ MAKERS = {
     "zero": constant_zero,
     "partly_known": partly_known,
 }
-SMALL = ("tiny", "two_steps", "one_site", "one_step", "zero")
+SMALL = ("tiny", "one_step", "zero")
 MADE = cache(lambda name: MAKERS[name]())
 SELECTED = {"tiny": [0, 4, 9, 14, 19, 24, 29], "sd3_medium": list(range(0, 100, 4))}
 DRAW = {
