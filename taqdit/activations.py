@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -265,10 +265,8 @@ class View:
 
     def channels(self) -> StepStatistics:
         """All sites over the view's steps, all trajectories together, bin counts left out."""
-        first, *others = (self.statistics.step(step).without_counts() for step in self.steps)
-        for other in others:
-            first = first.merged(other)
-        return first
+        each = (self.statistics.step(step).without_counts() for step in self.steps)
+        return reduce(StepStatistics.merged, each)
 
     def low(self, site: int) -> float:
         """Smallest value of a site."""

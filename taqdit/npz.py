@@ -30,9 +30,9 @@ from taqdit.archive import (
     inflated,
     open_directory,
 )
-from taqdit.errors import InputError
-from taqdit.store import Stage, publish, sha256_file
-from taqdit.store.digest import corrupt
+from taqdit.errors import CorruptError, InputError, StorageError
+from taqdit.store import publish, sha256_file
+from taqdit.store.digest import corrupt, read_stamped
 from taqdit.store.document import STAGE
 
 MAX_HEADER = 10_000  # bytes of an array header, numpy's own limit
@@ -158,10 +158,19 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _require_imported(place: Path) -> None:
-    """Raise CorruptError for a file that `taqdit store import` put there, and that has changed."""
-    if place.parent.parent.name != "imported" or not (place.parent / STAGE).is_file():
+    """Raise CorruptError for a file that `taqdit store import` put there, and that has changed.
+
+    Whatever is not plainly such a file is somebody's own."""
+    folder, kind = place.parent, place.parent.parent.name
+    if kind != "imported" or not re.fullmatch("[0-9a-f]{12}", folder.name):
         return
-    inputs = Stage.at(place.parent).inputs
+    try:
+        document = read_stamped(folder / STAGE)
+    except (CorruptError, StorageError):
+        return
+    inputs = document.get("inputs")
+    if document.get("stage") != kind or not isinstance(inputs, dict):
+        return
     if inputs.get("file") == place.name and sha256_file(place) != inputs.get("sha256"):
         raise corrupt(place, "its bytes are not those that were imported")
 

@@ -21,6 +21,7 @@ from taqdit.preflight import CHECKPOINTS, Estimate, size
 from taqdit.store import Stage
 
 UNVERIFIED = "by name, not yet verified"
+_MOST_READ = 10**8  # bytes of weights that are read just to say what is stored
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,15 @@ class Remaining:
     `traced` counts trajectories that are in the statistics; of one that is read at some steps, that
     share.
     `replays_left` are forwards that read stored trajectories, beside the `forwards_left` that
-    sample; of `bytes_left` the analysis is all, whether or not it is stored.
+    sample; of `bytes_left` the analysis is all, whether or not it is stored. `unread` are the bytes
+    of weights that would have to be read to know what is stored.
     """
 
     stored: Mapping[str, tuple[int, int]] | None
     forwards_left: int
     replays_left: int
     bytes_left: int
+    unread: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -44,6 +47,9 @@ class Remaining:
 
     def describe(self) -> str:
         """The lines that are shown below the plan."""
+        if self.unread:
+            words = f"the weights would have to be read ({size(self.unread)})"
+            return f"stored    not looked up: {words}"
         if self.stored is None:
             return "stored    not known: the model's weights are not all on this machine"
         if not any(count for count, _ in self.stored.values()):
@@ -57,6 +63,14 @@ class Remaining:
         )
 
 
+def may_read_weights(plan: Plan) -> bool:
+    """Whether to read the weights to tell what is stored: not if they would have to be downloaded,
+    nor if they are large and all that is asked for is the plan."""
+    if plan.preflight == "only" and plan.model.weight_bytes() > _MOST_READ:
+        return False
+    return plan.model.weights_present()
+
+
 def remaining(
     plan: Plan, whole: Estimate, store: Path, fingerprints: Mapping[str, str] | None
 ) -> Remaining:
@@ -65,7 +79,8 @@ def remaining(
     A stage that is refreshed counts as empty. Raises StorageError if a folder cannot be listed.
     """
     if fingerprints is None:
-        return Remaining(None, whole.forwards, 0, whole.total_bytes)
+        unread = plan.model.weight_bytes() if plan.model.weights_present() else 0
+        return Remaining(None, whole.forwards, 0, whole.total_bytes, unread)
     stages = {
         name: Stage(folder, name, mark)
         for name, mark in fingerprints.items()

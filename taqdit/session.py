@@ -28,7 +28,7 @@ from taqdit.plan import (
     trajectory_inputs,
 )
 from taqdit.progress import Progress
-from taqdit.remaining import remaining
+from taqdit.remaining import may_read_weights, remaining
 from taqdit.selection import bound, needs_evidence
 from taqdit.showing import Showing
 from taqdit.source import source_digest
@@ -120,11 +120,10 @@ class Session:
             preflight.refuse_full_disk(found, needed=left.bytes_left, folder=plan.output_dir)
 
     def _known_fingerprints(self) -> dict[str, str] | None:
-        """Of the stages that may be in the store; None while the weights are not here."""
+        """Of the stages that may be in the store; None where the weights are not to be read."""
         if not self.store.is_dir():
             return {}
-        # else they would have to be downloaded first
-        return self._fingerprints() if self.plan.model.weights_present() else None
+        return self._fingerprints() if may_read_weights(self.plan) else None
 
     def _fingerprints(self) -> dict[str, str]:
         marks = {"trajectories": fingerprint(trajectory_inputs(self.plan))}

@@ -133,6 +133,9 @@ def test_a_missing_or_foreign_tiny_checkpoint_is_one_clear_line(tmp_path):
     missing = tiny(local_ckpt=str(tmp_path / "none.safetensors"))
     assert not missing.weights_present()
     assert tiny().weights_present()
+    sizes = {path.name: path.stat().st_size for path in tiny().source.fetch().values()}
+    assert tiny().weight_bytes() == sum(sizes.values())
+    assert missing.weight_bytes() == sum(sizes.values()) - sizes["mmdit.safetensors"]
     with pytest.raises(ModelError, match=r"none\.safetensors of the tiny model does not exist"):
         missing.weights()
     foreign = options.TinySource().folder / "vae.safetensors"

@@ -156,6 +156,20 @@ def test_without_the_weights_a_plan_does_not_know_what_is_stored(store, caplog, 
     assert found["bytes_left"] == found["total_bytes"]
 
 
+def test_large_weights_are_not_read_for_a_plan_alone(store, caplog, monkeypatch):
+    monkeypatch.setattr(ModelSpec, "weight_bytes", lambda _: 10**8 + 1)
+    with caplog.at_level("INFO"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelSpec, "weights", None)
+        found = plan_of()
+    words = "stored    not looked up: the weights would have to be read (100.0 MB)"
+    assert words in caplog.text
+    assert (found["stored"], found["unread"]) == (None, 10**8 + 1)
+    assert found["bytes_left"] == found["total_bytes"]
+    assert package.launch(ANALYTIC).summary["preflight"]["stored"]["trajectories"] == [6, 6]
+    monkeypatch.setattr(ModelSpec, "weight_bytes", lambda _: 10**8)
+    assert plan_of()["stored"]["trajectories"] == [6, 6]
+
+
 def test_a_disk_is_full_when_what_is_left_does_not_fit(store, monkeypatch):
     """What is stored needs no room, pictures that take less than their bound among it."""
     free = preflight.RESERVE + plan_of()["export_bytes"]

@@ -195,6 +195,7 @@ def test_a_store_behind_a_link_keeps_the_runs_beside_the_link(small, tmp_path):
     (tmp_path / "disk").mkdir()
     small.store.rename(tmp_path / "disk" / "store")
     small.store.symlink_to(tmp_path / "disk" / "store")
+    (small.outputs / "runs").rename(small.outputs / "archive")
     small.gc("--yes")
     assert len(small.folders()) == 5
 
@@ -1019,20 +1020,17 @@ def test_runs_below_the_output_folder_leave_no_pointer(small):
 
 
 def test_a_run_beside_a_store_is_seen_from_a_link_to_it(small, tmp_path):
-    """Wherever it lies there; what lies there and cannot be read stops it as it would there."""
+    """What lies there may be anybody's: all but `runs` and `sweeps` is not looked through."""
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "store").symlink_to(small.store)
     publish_run(small.outputs / "a" / "x", small.store, {"conditioning": mark_of(CONDITIONING[1])})
-    (small.outputs / "runs").rename(small.outputs / "archive")
     (small.outputs / "others").mkdir()
     (small.outputs / "others" / "run.json").write_text("{")
-    for outputs in (tmp_path / "linked", small.outputs):
-        with pytest.raises(CorruptError):
-            store_gc.gc([str(outputs), "--yes"])
-    shutil.rmtree(small.outputs / "others")
     store_gc.gc([str(tmp_path / "linked"), "--yes"])
     assert len(small.folders() - {small.store / "runs"}) == 5 + 1
     assert small.lost[0].is_dir()
+    with pytest.raises(CorruptError):
+        small.gc("--yes")
 
 
 @pytest.fixture
@@ -1124,6 +1122,19 @@ def test_a_run_that_cannot_be_reached_keeps_its_stages(
     (small.store / "runs" / "abc.json").unlink()  # as it says
     small.gc("--yes")
     assert not small.lost[0].exists()
+
+
+def test_two_runs_of_a_folder_that_cannot_be_reached_keep_theirs(small, elsewhere, monkeypatch):
+    publish_run(elsewhere, small.store, {"conditioning": mark_of(CONDITIONING[0])}, run_id="zz")
+    unmount(elsewhere, monkeypatch)
+    small.gc("--yes")
+    assert small.lost[0].is_dir()
+    assert pointed(small) == {"abc.json", "zz.json"}
+    look = Survey.of(small.store)
+    assert [each.stages["conditioning"] for each in look.beside if each.pointer] == [
+        mark_of(CONDITIONING[1]),
+        mark_of(CONDITIONING[0]),
+    ]
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b'{"folder": "/x"}'])

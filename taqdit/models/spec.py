@@ -123,6 +123,10 @@ class ModelSpec:
         """Whether every file is on this machine. Never raises, never uses the network."""
         return all(self.source.locate().values())
 
+    def weight_bytes(self) -> int:
+        """Size of those of its files that are on this machine; none of them is read."""
+        return sum(path.stat().st_size for path in self.source.locate().values() if path)
+
     def peak_bytes(self, batch: int, *, num_steps: int = 50) -> int:
         """Expected peak of MLX's memory when `batch` trajectories are sampled together."""
         return memory.peak_bytes(self, batch, num_steps=num_steps)

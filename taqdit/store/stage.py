@@ -180,8 +180,11 @@ class Stage:
         found = parallel.each(lambda name: self._tried(name, verify), wanted)
         return {name for name, each in zip(wanted, found, strict=True) if self._settled(name, each)}
 
-    def quarantine(self, file_name: str, reason: str, *, judged: Marks | None) -> Path | None:
-        """Rename a file to the first free `<name>.bad-<n>`, and take the seal off.
+    def quarantine(
+        self, file_name: str, reason: str, *, judged: Marks | None, keep_seal: bool = False
+    ) -> Path | None:
+        """Rename a file to the first free `<name>.bad-<n>`, and take the seal off, unless what it
+        lists cannot be told anew.
 
         None, and nothing is done, if what is there is not the very file that was `judged`: another
         process has moved that aside, and may have made it anew.
@@ -190,7 +193,8 @@ class Stage:
         with disk.guarded("rename", path), in_turn(self.folder):
             if judged is None or marks_at(path) != judged:
                 return None
-            disk.remove(self.path(_SEAL))
+            if not keep_seal:
+                disk.remove(self.path(_SEAL))
             candidates = (self.path(f"{file_name}.bad-{n}") for n in count(1))
             target = next(path for path in candidates if not os.path.lexists(path))
             disk.move(path, target)

@@ -38,14 +38,16 @@ class Imported(Check):
                 self._listed = _listed(path)
 
     def close(self) -> Iterator[tuple[str | None, str, str]]:
-        """Without a seal: what is missing, and PNGs that are not as they were imported."""
+        """What is missing since it was moved aside; without a seal also what else is, and PNGs
+        that are not as they were imported."""
+        moved = self._stage.moved_aside
         if self._stage.seal is not None:
-            return
-        known = {self.inputs["file"], *self._listed} if self.inputs else set[str]()
-        moved = {name.rpartition(".bad-")[0] for name in self._stage.aside}
-        gone = (known | moved) - set(self.files)
-        if self._is_folder and (gone or not self._complete):
-            yield from self._pictures()
+            gone = moved & set(self._stage.lost)
+        else:
+            known = {self.inputs["file"], *self._listed} if self.inputs else set[str]()
+            gone = (known | moved) - set(self.files)
+            if self._is_folder and (gone or not self._complete):
+                yield from self._pictures()
         if gone:
             source = "the folder" if self._is_folder else "the file"
             more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""

@@ -99,14 +99,17 @@ class _Repair:
             return self._replace(finding)
         if finding.kind == "unreadable":
             return Repaired(LEFT, finding, why="check the disk and the file's permissions")
-        if not name and self.stage.kind == IMPORTED:
+        imported, in_place = self.stage.kind == IMPORTED, name in self.stage.files
+        if not name and imported:
             return Repaired(LEFT, finding, why="import it again, which moves aside what differs")
-        in_place = name in self.stage.files
+        if finding.kind == "missing" and imported:  # only the seal has each file's digest
+            return Repaired(LEFT, finding, why="import it again, which stores it again")
         if self.dry_run:
             return Repaired(MOVED if in_place else UNSEALED, finding)
         stage = Stage(self.stage.folder, self.stage.kind, self.stage.fingerprint)
         if in_place:
-            target = stage.quarantine(name, finding.words, judged=seen[name])
+            judged = seen[name]
+            target = stage.quarantine(name, finding.words, judged=judged, keep_seal=imported)
             return Repaired(MOVED, finding, target) if target else changed
         stage.unseal()
         return Repaired(UNSEALED, finding)

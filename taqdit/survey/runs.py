@@ -17,7 +17,7 @@ from typing import Any
 
 from taqdit.errors import CorruptError, InputError, StorageError, TaqditError
 from taqdit.prompts import Prompts
-from taqdit.record import EARLIER, POINTERS, RECORD
+from taqdit.record import EARLIER, FOLDERS, POINTERS, RECORD
 from taqdit.store import disk
 from taqdit.store.digest import read_object, read_stamped, reason_of
 
@@ -63,20 +63,26 @@ class RunFound:
 
 
 def runs_of(store: Path) -> list[RunFound]:
-    """The runs beside a store, and those that point to it, in the order of their dates. Beside one
-    that is a link are also those beside what it leads to.
+    """The runs beside a store, and those that point to it, in the order of their dates.
 
-    Runs that use another store are among them: `RunFound.store` tells.
+    Where it is a link, only the folders of FOLDERS are looked through beside what it leads to: all
+    else there may be anybody's, and runs that lie elsewhere point to it. Runs that use another
+    store are among them: `RunFound.store` tells.
     """
+    here, target = store.parent.resolve(), store.resolve().parent
+    places = [(here, here)]
+    if target != here:
+        places += [(target, target / name) for name in FOLDERS]
     found: dict[Path, tuple[list[str], RunFound]] = {}
-    for outputs in dict.fromkeys((store.parent.resolve(), store.resolve().parent)):
-        for run in _below(outputs, store.resolve()):
+    for outputs, place in places:
+        for run in _below(place, store.resolve()):
             # Runs and sweeps lie apart: below either, folders are named by date and time.
             date = [*run.folder.relative_to(outputs).parts[1:]]
             found.setdefault(run.folder.resolve(), (date, run))
     for path in pointers(store):
         if (left := pointed_to(path)) is not None:
-            found.setdefault(left.folder, (["", str(left.folder)], left))
+            # Of a folder that cannot be reached, each pointer tells of another run.
+            found.setdefault(left.pointer or left.folder, (["", str(left.folder)], left))
     return [run for _, run in sorted(found.values(), key=lambda each: each[0])]
 
 

@@ -108,6 +108,11 @@ class Surveyed:
         """Files that the seal lists and that are not there."""
         return [] if self.held else sorted(set(self.seal or ()) - set(self.files))
 
+    @property
+    def moved_aside(self) -> set[str]:
+        """What the files that were moved aside were called, whether or not they are there again."""
+        return {name.rpartition(".bad-")[0] for name in self.aside}
+
     @cached_property
     def beyond(self) -> list[str]:
         """Files that the seal does not list: strays, or of a process that died before it sealed
@@ -208,7 +213,7 @@ def survey_stage(folder: Path) -> Surveyed:
     sizes = _sizes(folder)
     transient = {name for name in sizes if _is_transient(name)}
     held = tuple(sorted(name for name in transient if is_held(folder / name)))
-    data = {n: s for n, s in sizes.items() if _is_data(n)}
+    data = {n: s for n, s in sizes.items() if n.endswith(DATA) and not n.startswith(".")}
     faults: dict[str, str] = {}
     document = _stamped(folder / STAGE, STAGE in sizes, faults)
     if document is None and data:
@@ -265,10 +270,6 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _is_transient(name: str) -> bool:
     return name.endswith(".claim") or (name.startswith(".") and name.endswith(".tmp"))
-
-
-def _is_data(name: str) -> bool:
-    return name.endswith(DATA) and not name.startswith(".")
 
 
 def _stamped(path: Path, there: bool, faults: dict[str, str]) -> dict[str, Any] | None:

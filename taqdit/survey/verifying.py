@@ -112,7 +112,7 @@ class _Verification:
         """Tell what was moved aside and is not there again, where the files that are there do not
         show what is missing."""
         stage = self.stage
-        gone = {name.rpartition(".bad-")[0] for name in stage.aside} - set(stage.files)
+        gone = stage.moved_aside - set(stage.files)
         if stage.kind in ("trajectories", STATISTICS):  # it may have been no unit of the stage
             gone = {name for name in gone if name.endswith(".png")}
         if gone:
@@ -130,7 +130,8 @@ class _Verification:
             self._add(name, "stage" if name == STAGE else "seal", reason)
         if STAGE not in stage.faults and stage.inputs and not _fits(stage):
             self._add(STAGE, "stage", "its inputs do not give its fingerprint")
-        for name in stage.lost:
+        imported = stage.kind == IMPORTED  # what was moved aside is a gap, sealed or not
+        for name in sorted(set(stage.lost) - (stage.moved_aside if imported else set())):
             self._add(name, "missing", f"{SEAL} lists it, and it is not there")
 
     def _digests(self, names: Sequence[str]) -> Iterator[tuple[str, Future[str]]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from taqdit import config
 from taqdit.errors import ConfigError, StorageError
 from taqdit.preflight import size
+from taqdit.record import FOLDERS
 from taqdit.survey import find_store
 from taqdit.survey.words import counted
 from taqdit.verbs.garbage import Found, Garbage, find_garbage, remove_all
@@ -25,10 +26,10 @@ def gc(arguments: Sequence[str]) -> int:
     found = parser(
         "gc",
         "List what no run refers to, ask, and remove it. A run counts while its folder lies where"
-        " it was made, or below the output folder (where the store is a link: also below the folder"
-        " that holds what it leads to); of one made elsewhere by a version of taqdit that left"
-        " nothing in STORE/runs, nobody knows. The exit code is 4 if something cannot be removed,"
-        " or a stage not looked into.",
+        " it was made, or below the output folder (where the store is a link: also in the folders"
+        f" {' and '.join(FOLDERS)} beside what it leads to); of one made elsewhere by a version of"
+        " taqdit that left nothing in STORE/runs, nobody knows. The exit code is 4 if something"
+        " cannot be removed, or a stage not looked into.",
     )
     found.add_argument("--yes", action="store_true", help="do not ask")
     found.add_argument("--dry-run", action="store_true", help="only list")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +16,6 @@ from taqdit.errors import InputError, StorageError
 from taqdit.exports import ImportedStatistics
 from taqdit.plan import fingerprint
 from taqdit.record import describe_calibration, describe_statistics
-from taqdit.stages.bench import seal
 from taqdit.store import Stage, disk, publish, publish_bytes, sha256_file, sha256_hex
 from taqdit.store.marks import marks_at
 from taqdit.verbs.arguments import Arguments
@@ -62,7 +61,7 @@ def _file(source: Path, store: Path) -> list[str]:
         if not _holds(stage, name, digest):
             with disk.guarded("read", source), source.open("rb") as data:
                 _copy(data, path, digest)
-        seal(stage)
+        _seal(stage, {name: digest})
     words = ", ".join(f"{value} {key}" for key, value in found.items() if type(value) is int)
     place = str(path)
     plain = re.fullmatch(r"[\w./-]+", place)
@@ -106,7 +105,7 @@ def _images(source: Path, store: Path) -> list[str]:
                 publish_bytes(stage.path(name), found.read(name))
         if not _holds(stage, METADATA, inputs["sha256"]):
             publish_bytes(stage.path(METADATA), found.text)
-        seal(stage)
+        _seal(stage, {**found.digests, METADATA: inputs["sha256"]})
     count = len(found.digests)
     return [
         f"imported      {stage.folder}",
@@ -134,8 +133,15 @@ def _holds(stage: Stage, name: str, digest: str) -> bool:
         return False
     if sha256_file(path) == digest:
         return True
-    stage.quarantine(name, "its bytes are not those that were imported", judged=marks)
+    reason = "its bytes are not those that were imported"
+    stage.quarantine(name, reason, judged=marks, keep_seal=True)
     return False
+
+
+def _seal(stage: Stage, digests: Mapping[str, str]) -> None:
+    """Seal the stage, unless its seal lists just these files."""
+    if stage.seal_list != digests:
+        stage.seal()
 
 
 def _copy(data: BinaryIO, path: Path, digest: str) -> None:
