@@ -10,6 +10,7 @@ from ledger import shows
 from omegaconf import OmegaConf
 
 from taqdit import config
+from taqdit.config.refused import names
 from taqdit.errors import ConfigError, InputError
 from taqdit.plan import (
     COSMETIC,
@@ -240,11 +241,37 @@ def test_what_may_have_been_meant_is_asked(override, meant):
 
 
 @pytest.mark.parametrize(
-    "override", ["sampler.xyzzy=1", "sampler=dpm", "schedule.num_steps=abc", "prompts=null"]
+    "override",
+    ["sampler.xyzzy=1", "sampler.nmu=1", "sampler=dpm", "schedule.num_steps=abc", "prompts=null"],
 )
 def test_nothing_is_asked_where_nothing_is_near(override):
     (text,) = refused(override)
     assert "did you mean" not in text
+
+
+def test_the_key_that_was_typed_is_not_asked_after():
+    (text,) = refused("sampler={sed:1}")
+    assert text == "Could not override 'sampler'. Key 'sed' not in 'SamplerConfig'"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "named"),
+    [
+        ("no viable alternative at input '['", "a", False),
+        ("Could not override 'a'.", "a", True),
+        ("Key 'x' of sampler.seed, of a", "seed", False),
+        ("Key 'x' of sampler.seed, of a", "sampler", False),
+        ("item is already at sampler.seed. Either", "sampler.seed", True),
+        ("Could not find 'tracer/block_input'", "tracer", True),
+        ("must be a string", "", True),
+    ],
+)
+def test_a_key_is_named_by_whole_words(text, key, named):
+    assert names(text, key) is named
+
+
+def test_the_key_of_what_cannot_be_parsed_is_named():
+    assert refused("a=[") == ("a: no viable alternative at input '['",)
 
 
 def test_every_override_that_is_refused_has_its_line():

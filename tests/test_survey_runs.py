@@ -7,7 +7,7 @@ import pytest
 from taqdit.errors import CorruptError
 from taqdit.store import publish_json
 from taqdit.store.digest import stamp
-from taqdit.survey.runs import RECORD, pointed_to, runs_of
+from taqdit.survey.runs import RECORD, pointed_to, read_record, runs_of
 
 GOOD = {
     **{"config": {}, "store": "../../../store", "stages": {}},
@@ -37,6 +37,14 @@ def test_an_odd_record_is_a_problem(tmp_path, odd):
     assert RECORD in run.note
     assert "\n" not in run.note
     assert "repair" not in run.note  # it looks after stages alone
+
+
+@pytest.mark.parametrize("lacks", [("imported",), ("imported", "imported_statistics")])
+def test_a_record_from_before_imports_is_one(tmp_path, lacks):
+    record = {key: value for key, value in GOOD.items() if key not in lacks}
+    (run,) = recorded(tmp_path, json.dumps(record))
+    assert run.problem is None
+    assert read_record(run.folder) == GOOD
 
 
 def test_a_record_that_would_fill_the_memory_is_a_problem(tmp_path):

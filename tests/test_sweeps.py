@@ -38,6 +38,27 @@ def test_no_folder_is_named_after_a_secret(subdir, told):
         assert found == ["hydra.sweep.subdir names folders after a secret; leave it out"] * told
 
 
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.mark.parametrize("place", [f"{COMMIT}_", "${pair.at}_", f"snapshots/{COMMIT}/"])
+def test_a_folder_may_be_named_after_a_commit(place):
+    subdir = f"hydra.sweep.subdir={place}${{hydra:job.num}}"
+    for job in jobs_of(f"pair={{at:{COMMIT}}}", "sampler.seed=0,1", subdir):
+        assert COMMIT in str(job.folder)
+        assert not job.problems
+
+
+@pytest.mark.parametrize("place", ["${pair.api_key}", "x-correct horse battery"])
+def test_no_folder_is_named_after_a_key_by_its_name_or_of_the_environment(place, monkeypatch):
+    monkeypatch.setenv("MY_PASSWORD", "correct horse battery")
+    for job in jobs_of(
+        f"pair={{api_key:{COMMIT}}}", "sampler.seed=0,1", f"hydra.sweep.subdir='{place}'"
+    ):
+        (problem,) = job.problems
+        assert "after a secret" in problem.text
+
+
 def summaries(folder):
     """Job number -> summary.json of the only sweep below a folder."""
     paths = folder.glob("outputs/sweeps/*/*/*/summary.json")

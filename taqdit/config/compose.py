@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taqdit.config.foreign import refuse_code
 from taqdit.config.launchers import missing_plugin
-from taqdit.config.refused import culprit, key_of, left_out, meant
+from taqdit.config.refused import culprit, key_of, left_out, meant, names
 from taqdit.errors import ConfigError
 
 
@@ -52,7 +52,7 @@ def _composed(overrides: Sequence[str], *, with_hydra: bool) -> DictConfig:
                 raise
             first, text = first or error, one_line(error)
             found = culprit(error, text, left)
-            if found is not None and key_of(found) not in text:
+            if found is not None and not names(text, key_of(found)):
                 text = f"{key_of(found)}: {text}"  # what cannot be parsed is told by a part
             refused.append((text, found))
             left = None if found is None else left_out(found, left)

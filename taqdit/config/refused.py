@@ -30,6 +30,11 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
+def names(text: str, key: str) -> bool:
+    """Whether `key` stands in `text`, not as a part of another word or key."""
+    return not key or re.search(rf"(?<![\w.]){re.escape(key)}(?!\.?\w)", text) is not None
+
+
 def left_out(override: str, overrides: Sequence[str]) -> list[str] | None:
     """The other overrides that can still be judged; None where it may decide about all of them.
 
@@ -49,13 +54,17 @@ def meant(text: str, override: str | None, known: Iterable[str]) -> str:
     elif override is None or not text.startswith("Could not "):
         near = []
     else:
-        near = _near_keys(key_of(override), set(known))
+        key, known = key_of(override), set(known)
+        near = [] if key in known else _near_keys(key, known)  # what is there was not misspelt
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def _near_keys(key: str, known: set[str]) -> list[str]:
-    """Of the keys that end as `key` might have been meant to, the one that is most like it."""
-    last = key.rpartition(".")[2]
+    """Of the keys that end as `key` might have been meant to, the one that is most like it; below
+    a section that there is, of its own keys and those whose end holds the very word."""
+    section, _, last = key.rpartition(".")
+    if section in known:
+        known = {k for k in known if k.startswith(f"{section}.") or last in k.rpartition(".")[2]}
     ends = sorted({each.rpartition(".")[2] for each in known})
     near = [end for end in ends if len(last) > 2 and last in end]
     near = near or get_close_matches(last, ends, n=5)

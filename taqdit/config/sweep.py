@@ -21,7 +21,7 @@ from taqdit.analysis.compare import default_budget
 from taqdit.config.check import Problem, check
 from taqdit.config.compose import hydra_complains, one_line, without_hydra
 from taqdit.errors import ConfigError
-from taqdit.tracking.secrets import mask_settings
+from taqdit.tracking.secrets import repeats_secret
 
 __all__ = ["Callback", "SweepJob", "sweep_jobs"]
 
@@ -97,7 +97,7 @@ def _job(config: DictConfig, number: int, overrides: Sequence[str], shared: set[
     folder = _folder(composed, number)
     inside = folder.parts[len(Path(config.hydra.sweep.dir).resolve().parts) :]
     settings: Any = OmegaConf.to_container(without_hydra(composed))
-    if mask_settings([*inside, *overrides], settings)[: len(inside)] != [*inside]:
+    if repeats_secret(inside, overrides, settings):
         text = "hydra.sweep.subdir names folders after a secret; leave it out"
         problems.append(Problem(text, ConfigError.exit_code))
     return SweepJob(number, own, folder, tuple(problems), refresh)

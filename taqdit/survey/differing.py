@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cache, partial
 from itertools import combinations
 from typing import Any
 
@@ -79,12 +81,17 @@ def _differing(known: Mapping[Surveyed, Mapping[str, Any]]) -> dict[Surveyed, di
             continue
         sites = path == "sites" and all(map(_are_names, values.values()))
         union = {name for names in values.values() for name in names} if sites else set()
-        told = [*found.values()]
-        alike = {each for each in values if told.count(found[each]) > 1}
-        for each in alike if _is_digest(path) else values:
+        in_words = cache(partial(sites_told, union=union))  # the same for most
+        for each in _alike(values, found) if _is_digest(path) else values:
             value = values[each]
-            found[each][path] = sites_told(value, union) if sites else _brief(path, value)
+            found[each][path] = in_words(tuple(value)) if sites else _brief(path, value)
     return found
+
+
+def _alike(stages: Iterable[Surveyed], found: Mapping[Surveyed, dict[str, str]]) -> list[Surveyed]:
+    """Those of the stages of which the same is told as of another one."""
+    told = Counter(tuple(each.items()) for each in found.values())
+    return [each for each in stages if told[tuple(found[each].items())] > 1]
 
 
 def _is_digest(path: str) -> bool:

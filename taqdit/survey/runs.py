@@ -29,6 +29,7 @@ _NEEDED: dict[str, type | tuple[type, ...]] = {  # of run.json, and what it must
     "imported": (dict, NoneType),
     "imported_statistics": (str, NoneType),
 }
+_ABSENT = {"imported": None, "imported_statistics": None}  # older records lack these
 _INSIDE_A_RUN = {"figures", "wandb", ".hydra"}  # large, and no place for another run
 
 
@@ -127,7 +128,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / RECORD
     try:
-        found = read_object(path)
+        found = _ABSENT | read_object(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder} is no run's folder: it has no {RECORD}") from error
     except (OSError, ValueError) as error:

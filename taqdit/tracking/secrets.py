@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 MASK = "***"
@@ -25,10 +25,11 @@ _LOOKS_LIKE_A_KEY = re.compile(
     r"|wandb_v\d_[\w-]{20,}|hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[\w-]{20,})"
 )
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
-_TEXT = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""  # quoted, in Hydra's grammar
+# Possessive throughout, and no name is begun twice: the time grows with the length alone.
+_TEXT = r"'(?:\\.|[^'\\])*+'|\"(?:\\.|[^\"\\])*+\""  # quoted, in Hydra's grammar
 _OVERRIDE = re.compile(r"[+~]*([\w.@:/-]+)=")
-_NAMED = re.compile(rf"{_TEXT}|([^][{{}}(),:='\"]+)[:=]\s*")
-_VALUE = re.compile(rf"(?:{_TEXT}|\\.|[^][{{}}(),'\"\\])+(?=[,}}])|.*", re.DOTALL)
+_NAMED = re.compile(rf"{_TEXT}|((?:\\[\\'\"]|[^][{{}}(),:='\"])++)(?P<is>[:=]\s*+)?+", re.DOTALL)
+_VALUE = re.compile(rf"(?:{_TEXT}|\\.|[^][{{}}(),'\"\\])++(?=[,}}])|.*", re.DOTALL)
 _NOTHING = re.compile(r"null|true|false|''|\"\"|", re.IGNORECASE)
 _NUMBERS = {int, float, bool, type(None)}
 _SHORTEST_ENV_SECRET = 16  # shorter values ("disabled") are words that occur by chance
@@ -62,6 +63,19 @@ def mask_settings(told: Any, config: Mapping[str, Any]) -> Any:
     return _masked(told, "", known)
 
 
+def repeats_secret(
+    texts: Sequence[str], overrides: Sequence[str], config: Mapping[str, Any]
+) -> bool:
+    """Whether a secret of `config`, `overrides` or the environment stands in one of `texts`, which
+    may be overrides too. What merely looks like a key, as a commit does, is none."""
+    typed: set[str] = set()
+    _without_typed(overrides, typed)
+    named = _hidden(config, _masked(config, "", None))
+    known = (*typed, *named, *environment_secrets())
+    typed_here = _without_typed(texts, set()) != [*texts]
+    return typed_here or any(secret in text for text in texts for secret in known)
+
+
 def environment_secrets() -> tuple[str, ...]:
     """Values of the environment variables whose name says that they are secret."""
     return tuple(
@@ -76,7 +90,8 @@ def is_secret_name(name: str) -> bool:
     return bool(_words(name) & (_KEYS | _PASSWORDS))
 
 
-def _masked(value: Any, name: str, known: tuple[str, ...]) -> Any:
+def _masked(value: Any, name: str, known: tuple[str, ...] | None) -> Any:
+    """A copy without what its name says is secret, and without what else `_clean` hides."""
     if isinstance(value, Mapping):
         return {str(k): _masked(v, _path(name, str(k)), known) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -125,7 +140,7 @@ def _typed(text: str) -> Iterator[tuple[int, int]]:
         yield at, len(text)
         return
     for entry in _NAMED.finditer(text, at):
-        if entry.end() > at and is_secret_name(entry[1] or ""):
+        if entry["is"] and entry.end() > at and is_secret_name(entry[1]):
             value = _VALUE.match(text, entry.end())
             if value and not _NOTHING.fullmatch(value[0]):
                 at = value.end()
@@ -141,7 +156,10 @@ def _words(name: str) -> set[str]:
     return {word.lower() for word in _WORD.findall(name)}
 
 
-def _clean(text: str, known: tuple[str, ...]) -> str:
+def _clean(text: str, known: tuple[str, ...] | None) -> str:
+    """`text` without the `known` secrets, keys and logins; as it is if `known` is None."""
+    if known is None:
+        return text
     for secret in known:
         text = text.replace(secret, MASK)
     return _URL_LOGIN.sub(MASK, _LOOKS_LIKE_A_KEY.sub(MASK, text))

@@ -1,11 +1,17 @@
 """Secrets in the settings of a run: nothing that it leaves behind holds one."""
 
+import re
+import time
+
 import pytest
 from conftest import ANALYTIC, tree
+from hypothesis import given
+from hypothesis import strategies as st
 from ledger import shows
 
 import taqdit
 from taqdit import config
+from taqdit.tracking import secrets
 from taqdit.tracking.secrets import mask_settings
 
 SECRETS = {  # setting -> what must not be written
@@ -71,6 +77,61 @@ def test_a_secret_is_hidden_however_it_is_spelled(override):
         )
         assert kept[0] == SPELLED[override]
         assert override == SPELLED[override] or override not in kept[1]
+
+
+_OLD_TEXT = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""
+BACKTRACKING = {  # plain patterns that say the same, in a time that grows with the square
+    "_NAMED": re.compile(rf"{_OLD_TEXT}|(?P<name>[^][{{}}(),:='\"]+)(?P<is>[:=]\s*)", re.DOTALL),
+    "_VALUE": re.compile(rf"(?:{_OLD_TEXT}|\\.|[^][{{}}(),'\"\\])+(?=[,}}])|.*", re.DOTALL),
+}
+PIECES = [
+    "token",
+    "key:",
+    "a",
+    "x1",
+    ":",
+    "=",
+    ",",
+    "{",
+    "}",
+    "[",
+    "]",
+    "(",
+    " ",
+    "\n",
+    "\\,",
+    "\\\\",
+]
+QUOTED = ["''", "'it\\'s, token: x'", '"a"', '"key=\\"b"']
+UNQUOTED = ["'", '"']  # one that is never closed, too
+
+
+@given(
+    st.one_of(
+        st.lists(st.sampled_from(PIECES + each), max_size=14).map("".join)
+        for each in (QUOTED, UNQUOTED)
+    )
+)
+def test_secrets_are_found_where_plain_patterns_find_them(text):
+    with pytest.MonkeyPatch.context() as patch:
+        found = [*secrets._typed(f"a={text}")]
+        for name, pattern in BACKTRACKING.items():
+            patch.setattr(secrets, name, pattern)
+        assert found == [*secrets._typed(f"a={text}")]
+
+
+@pytest.mark.parametrize("begin", ["a=", "a={token:", "a={token:'", "a='"])
+@pytest.mark.parametrize("unit", ["abcd", "\\abc", "\\'\\'", "'\\'\\", "[[[["])
+def test_a_long_value_takes_time_by_its_length_alone(begin, unit):
+    def seconds(length):
+        text, taken = begin + unit * (length // 4), []
+        for _ in range(3):
+            start = time.process_time()
+            mask_settings(text, {})
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+    assert seconds(8_000) < 10 * seconds(2_000) + 0.005
 
 
 def test_what_is_typed_and_then_overridden_is_hidden_too():
