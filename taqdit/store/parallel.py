@@ -1,7 +1,7 @@
 """A few threads for what waits on the disk or hashes: both let the other threads run."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,10 +11,13 @@ Result = TypeVar("Result")
 _MOST = 8
 
 
-def each(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def each(
+    function: Callable[[Item], Result], items: Iterable[Item]
+) -> Generator[Result, None, None]:
     """Yield `function(item)` of every item, in their order; what it raises is raised in its turn.
 
-    Several are at work at once, so one that comes after a failed one may have been done.
+    Several are at work at once, so one that comes after a failed one may have been done. Who stops
+    before the end closes it: left to itself it would wait for the threads in whichever lets it go.
     """
     waiting = list(items)
     threads = min(len(waiting), _MOST, _cores())

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -177,8 +177,9 @@ class Stage:
         fastest in one call.
         """
         wanted = list(names)
-        found = parallel.each(lambda name: self._tried(name, verify), wanted)
-        return {name for name, each in zip(wanted, found, strict=True) if self._settled(name, each)}
+        with closing(parallel.each(lambda name: self._tried(name, verify), wanted)) as found:
+            pairs = zip(wanted, found, strict=True)
+            return {name for name, each in pairs if self._settled(name, each)}
 
     def quarantine(
         self, file_name: str, reason: str, *, judged: Marks | None, keep_seal: bool = False
