@@ -45,11 +45,17 @@ def test_two_are_at_work_at_once():
     assert list(parallel.each(lambda _: both.wait() >= 0, range(2))) == [True, True]
 
 
-def test_one_core_or_one_item_needs_no_thread(monkeypatch):
-    own = threading.get_ident()
-    assert list(parallel.each(lambda _: threading.get_ident(), [0])) == [own]
-    monkeypatch.setattr(parallel, "_cores", lambda: 1)
-    assert set(parallel.each(lambda _: threading.get_ident(), range(3))) == {own}
+def test_one_item_needs_no_thread():
+    assert list(parallel.each(lambda _: threading.get_ident(), [0])) == [threading.get_ident()]
+
+
+def test_two_threads_a_core_are_at_work(monkeypatch):
+    """One waits for the disk while another hashes, also on a single core; never more than eight."""
+    for cores, threads in ((1, 2), (2, 4), (64, 8)):
+        monkeypatch.setattr(parallel, "_cores", lambda cores=cores: cores)
+        together = threading.Barrier(threads, timeout=10)
+        assert set(parallel.each(lambda _, b=together: b.wait() >= 0, range(threads))) == {True}
+        assert len(set(parallel.each(lambda _: threading.get_ident(), range(100)))) <= threads
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -20,7 +20,7 @@ def each(
     before the end closes it: left to itself it would wait for the threads in whichever lets it go.
     """
     waiting = list(items)
-    threads = min(len(waiting), _MOST, _cores())
+    threads = min(len(waiting), _MOST, 2 * _cores())  # while one waits for the disk, one hashes
     if threads < 2:
         yield from map(function, waiting)
         return
