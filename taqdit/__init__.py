@@ -14,10 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taqdit.calibration import CalibrationSet
-    from taqdit.comparing import compare_selections
-    from taqdit.exports import Statistics
-    from taqdit.runs import Run, launch, open_run
+    from taqdit.activations.opened import Statistics
+    from taqdit.calibration.calibration_set import CalibrationSet
+    from taqdit.runs.api import Run, launch, open_run
+    from taqdit.runs.compare_selections import compare_selections
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,12 +31,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CalibrationSet": "taqdit.calibration",
-    "Run": "taqdit.runs",
-    "Statistics": "taqdit.exports",
-    "compare_selections": "taqdit.comparing",
-    "launch": "taqdit.runs",
-    "open_run": "taqdit.runs",
+    "CalibrationSet": "taqdit.calibration.calibration_set",
+    "Run": "taqdit.runs.api",
+    "Statistics": "taqdit.activations.opened",
+    "compare_selections": "taqdit.runs.compare_selections",
+    "launch": "taqdit.runs.api",
+    "open_run": "taqdit.runs.api",
 }
 
 

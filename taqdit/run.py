@@ -16,12 +16,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from taqdit import config as configuration
-from taqdit import sweeping
 from taqdit.errors import ConfigError, TaqditError
-from taqdit.exits import exit_with
-from taqdit.session import Session
+from taqdit.runs import sweep as sweeping
+from taqdit.runs.exits import exit_with
+from taqdit.runs.session import Session
 from taqdit.store import disk
-from taqdit.tracking.secrets import mask_settings
+from taqdit.store.secrets import mask_settings
 
 log = logging.getLogger(__name__)
 failure: TaqditError | None = None  # of a single run: the outermost wrapper gives its exit code

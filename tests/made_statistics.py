@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 from statistics_oracle import statistics_of
 
+from taqdit.activations import Layout, Site
 from taqdit.schedule import flow
-from taqdit.statistics import Layout, Site
 
 TRAJECTORIES, FOLDS, TOKENS = 8, 4, 16
 

@@ -5,7 +5,7 @@ Activations are lists with one array (rows, tokens, channels) per site of a layo
 
 import numpy as np
 
-from taqdit.statistics import BatchSums, BinCounts, StepStatistics
+from taqdit.activations import BatchSums, BinCounts, StepStatistics
 
 PERCENTS = (0, 0.01, 1, 5, 50, 95, 99, 99.9, 99.99, 100)
 EXACT = ("tokens", "low", "high", "negative", "large", "fold_low", "fold_high", "missing")

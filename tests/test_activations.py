@@ -17,13 +17,14 @@ from statistics_oracle import (
     statistics_of,
 )
 
-from taqdit import activations, timestep_selection
-from taqdit.activations import Statistics
+from taqdit.activations import Layout, Site
+from taqdit.activations import stored as activations
+from taqdit.activations.stored import Statistics
+from taqdit.calibration.points import selections
 from taqdit.errors import CorruptError, InputError
-from taqdit.points import selections
-from taqdit.selection import Selection
-from taqdit.statistics import Layout, Site
 from taqdit.store import Stage
+from taqdit.timestep_selection import rules as timestep_selection
+from taqdit.timestep_selection.selection import Selection
 
 STEPS, EXTENT = 6, 5
 LAYOUT = Layout((Site("embed.context_in", 3), Site("mm_00_img.post_gelu", 4)), 5)
@@ -319,8 +320,8 @@ def test_views_run_no_model(tmp_path):
     folder = written(tmp_path).folder
     code = (
         "import sys; sys.modules['mlx'] = sys.modules['mlx.core'] = None\n"
-        "from taqdit.activations import Statistics\n"
-        "from taqdit.selection import Selection\n"
+        "from taqdit.activations.stored import Statistics\n"
+        "from taqdit.timestep_selection import Selection\n"
         f"statistics = Statistics.open({str(folder)!r})\n"
         "for step in range(statistics.num_steps):\n"
         "    view = statistics.view([Selection.of([step])])\n"

@@ -18,19 +18,22 @@ import wandb_stub
 from conftest import tree
 
 import taqdit as package
-from taqdit import figures, plots, showing, timestep_selection
+from taqdit.activations.opened import layers_of
 from taqdit.analysis.bits import seed_bits
 from taqdit.analysis.compare import step_weights
 from taqdit.analysis.profile import profile
+from taqdit.analysis.quantization_config import quantization_config
 from taqdit.errors import InputError
-from taqdit.exports import layers_of
-from taqdit.exports.quantization import quantization_config
 from taqdit.models.diffusionkit import MMDiT
 from taqdit.models.linears import linear_paths
 from taqdit.models.options import tiny
 from taqdit.models.pipeline import PipelineModel
 from taqdit.models.spec import ModelSpec
-from taqdit.runs import open_run
+from taqdit.plots import options as plots
+from taqdit.report import figures
+from taqdit.runs import display as showing
+from taqdit.runs.api import open_run
+from taqdit.timestep_selection import rules as timestep_selection
 
 STEPS, COUNT, BUDGETS = 6, 3, [2, 3, 6]
 SITES = 13  # of two of the six blocks: the last one ends its text early

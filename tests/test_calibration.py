@@ -9,14 +9,15 @@ from functools import partial
 import numpy as np
 import pytest
 
-from taqdit import calibration, npz, timestep_selection
-from taqdit.calibration import CalibrationSet, import_npz
+from taqdit.calibration import calibration_set as calibration
+from taqdit.calibration.calibration_set import CalibrationSet, import_npz
 from taqdit.errors import ConfigError, CorruptError, InputError, NumericError
-from taqdit.prompts import Prompts
-from taqdit.store import Stage, shard
-from taqdit.timestep_selection import Selection
-from taqdit.trajectory import KIND, shard_name
-from taqdit.trajectory_set import TrajectorySet
+from taqdit.prompts.options import Prompts
+from taqdit.store import Stage, npz, shard
+from taqdit.timestep_selection import rules as timestep_selection
+from taqdit.timestep_selection.rules import Selection
+from taqdit.trajectories.stored import TrajectorySet
+from taqdit.trajectories.trajectory import KIND, shard_name
 
 TOKENS, POOLED = 3, 20
 UNIFORM = partial(timestep_selection.paper_uniform, count=3)

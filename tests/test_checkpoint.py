@@ -16,6 +16,7 @@ from taqdit.backend import mx, tree_flatten
 from taqdit.errors import ModelError
 from taqdit.models.diffusionkit import model_io
 from taqdit.models.options import sd3_medium, tiny
+from taqdit.models.peak_memory import peak_bytes
 from taqdit.models.sources import HubSource
 from taqdit.models.tiny import config as tiny_config
 
@@ -170,7 +171,7 @@ def refused(spec, *words, use=lambda spec: spec.load()):
 def test_nothing_at_hand_and_offline(cache):
     spec = sd3_medium()
     assert not spec.weights_present()
-    assert spec.peak_bytes(8) > 0
+    assert peak_bytes(spec, 8, num_steps=50) > 0
     for use in (lambda spec: spec.weights(), lambda spec: spec.load()):
         refused(spec, REPO, FILE, "HF_HUB_OFFLINE", "model.local_ckpt=PATH", use=use)
 

@@ -12,11 +12,12 @@ import pytest
 from conftest import tree
 
 import taqdit as package
-from taqdit import comparison
-from taqdit.comparison import compare, drawings, read
-from taqdit.comparison.table import table
-from taqdit.comparison.verdict import Pair
 from taqdit.errors import InputError
+from taqdit.report import comparison
+from taqdit.report.comparison import drawings, side_by_side
+from taqdit.report.comparison.side_by_side import compare, read
+from taqdit.report.comparison.table import table
+from taqdit.report.comparison.verdict import Pair
 
 GRID = ("schedule.num_steps=4", "sampler.num_trajectories=4", "sampler.batch_size=2")
 QUIET = ("plots=none", "tracking=none", "preflight=off")
@@ -96,7 +97,7 @@ def four(tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """No figures, where nothing is asked of them."""
-    monkeypatch.setattr(comparison, "save_all", lambda *_, **__: [])
+    monkeypatch.setattr(side_by_side, "save_all", lambda *_, **__: [])
 
 
 def compared(into):

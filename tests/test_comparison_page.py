@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import taqdit as package
-from taqdit.comparison import compare
+from taqdit.report.comparison.side_by_side import compare
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

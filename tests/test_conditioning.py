@@ -6,10 +6,10 @@ import weakref
 import numpy as np
 import pytest
 
-from taqdit import conditioning
-from taqdit.conditioning import Conditioning, encode, missing_texts, shard_name
 from taqdit.errors import CorruptError, NumericError
 from taqdit.store import Stage
+from taqdit.trajectories import conditioning
+from taqdit.trajectories.conditioning import Conditioning, encode, missing_texts, shard_name
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from taqdit import config
 from taqdit.config.refused import names
 from taqdit.errors import ConfigError, InputError
-from taqdit.plan import (
+from taqdit.stages.plan import (
     COSMETIC,
     NUMERIC,
     TRACED,

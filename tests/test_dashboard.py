@@ -14,14 +14,17 @@ import wandb_stub
 from conftest import ANALYTIC, command, slow_unless
 from test_comparison import made
 
-from taqdit import comparison, config, sweeping
+from taqdit import config
+from taqdit.cli import sync
+from taqdit.cli.dashboard import contents_of
+from taqdit.cli.dashboard import dashboard as verb
 from taqdit.errors import ConfigError, InputError, StorageError
+from taqdit.report import comparison
+from taqdit.report.comparison import side_by_side
+from taqdit.runs import sweep as sweeping
 from taqdit.tracking import dashboard, tracker
 from taqdit.tracking.credentials import key_configured
 from taqdit.tracking.upload import offline_runs
-from taqdit.verbs import sync
-from taqdit.verbs.dashboard import contents_of
-from taqdit.verbs.dashboard import dashboard as verb
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # the library's own
 library = pytest.mark.skipif(
@@ -213,7 +216,7 @@ def end_of_sweep(found, monkeypatch):
         found.page.touch()
         return found
 
-    monkeypatch.setattr(comparison, "compare", compare)
+    monkeypatch.setattr(side_by_side, "compare", compare)
     report = sweeping.SweepReport()
     report._compare([row.run.folder for row in found.rows], found.folder)
     return report.error

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from statistics_oracle import codes_of
 
-from taqdit import exports
-from taqdit.activations import Statistics, View
+from taqdit.activations import BinCounts
+from taqdit.activations import opened as exports
+from taqdit.activations.diagnostics_cell import Cell
+from taqdit.activations.overview import layer_table, overview, top_channels
+from taqdit.activations.stored import Statistics, View
 from taqdit.errors import CorruptError, InputError, NumericError
-from taqdit.exports.cells import Cell
-from taqdit.overview import layer_table, overview, top_channels
-from taqdit.statistics import BinCounts
 
 NAMES = ("count", "mean", "std", "min", "max", "histogram", "outside")
 PERCENTS = {"p01": 1, "p05": 5, "p10": 10, "p25": 25, "p50": 50} | {

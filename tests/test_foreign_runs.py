@@ -14,16 +14,16 @@ from conftest import ANALYTIC
 
 import taqdit
 from taqdit.errors import CorruptError, InputError, StorageError, TaqditError
-from taqdit.images import read_picture
-from taqdit.plain_yaml import checked_text
-from taqdit.runs import open_run
+from taqdit.runs.api import open_run
 from taqdit.store import read_journal, read_shard, sha256_file
 from taqdit.store.digest import read_object
-from taqdit.survey import Survey
-from taqdit.survey.runs import runs_of
-from taqdit.survey.verifying import verify
-from taqdit.verbs.image_set import ImageSet
-from taqdit.verbs.store_export import export_run
+from taqdit.store.plain_yaml import checked_text
+from taqdit.store_tools import Survey
+from taqdit.store_tools.export import export_run
+from taqdit.store_tools.image_set import ImageSet
+from taqdit.store_tools.runs_found import runs_of
+from taqdit.store_tools.verification import verify
+from taqdit.trajectories.pictures import read_picture
 
 GONE = object()
 ODD = (

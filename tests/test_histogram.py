@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from statistics_oracle import assert_equal, assert_histogram, codes_of, counted
 
-from taqdit.statistics import BinCounts, Histogram, bins, counts
-from taqdit.statistics.bins import edges_of
+from taqdit.activations import BinCounts, Histogram, bins, counts
+from taqdit.activations.bins import edges_of
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 moderate = st.floats(-6e4, 6e4, width=32)  # of a float16's range

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from taqdit.errors import CorruptError, StorageError
-from taqdit.images import read_picture, verify_picture, write_picture
+from taqdit.trajectories.pictures import read_picture, verify_picture, write_picture
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
 

@@ -13,12 +13,13 @@ from conftest import tree
 from made_statistics import gaussian, made
 
 import taqdit as package
-from taqdit import activations, backend
+from taqdit import backend
+from taqdit.activations import stored as activations
+from taqdit.activations.overview import overview
 from taqdit.analysis import packed
 from taqdit.analysis.compare import compare, step_weights
 from taqdit.analysis.profile import profile
 from taqdit.errors import CorruptError
-from taqdit.overview import overview
 from taqdit.stages import analysis as stage
 from taqdit.store import read_shard
 
@@ -252,7 +253,7 @@ def test_another_machine_and_other_code_make_another_entry(first, tmp_path, othe
 
 
 def test_choices_are_added_up(first, tmp_path, idle, monkeypatch):
-    from taqdit import timestep_selection
+    from taqdit.timestep_selection import rules as timestep_selection
 
     _, folder = first
     shutil.copytree(folder / "store", tmp_path / "store")

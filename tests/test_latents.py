@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taqdit.latents import latent_statistics
+from taqdit.trajectories.latents import latent_statistics
 
 
 class Stored:

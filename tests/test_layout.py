@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from statistics_oracle import assert_equal
 
-from taqdit.statistics import Layout, Site
+from taqdit.activations import Layout, Site
 
 
 @pytest.mark.parametrize(

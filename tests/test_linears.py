@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from taqdit.activations.layer_json import layers_of
 from taqdit.backend import mx, nn
 from taqdit.errors import ModelError
-from taqdit.exports.layers import layers_of
 from taqdit.models.diffusionkit import MMDiT, MMDiTConfig, model_io
 from taqdit.models.linears import linear_paths, linears
 from taqdit.models.options import sd3_medium, sd35_large, tiny

@@ -15,6 +15,7 @@ from taqdit.errors import ConfigError, ModelError
 from taqdit.models import options
 from taqdit.models.diffusionkit import MMDiT, VAEDecoder, dk, model_io
 from taqdit.models.options import sd3_medium, sd35_large, tiny
+from taqdit.models.peak_memory import peak_bytes
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "model"
 
@@ -35,7 +36,9 @@ def forward(model, count=1):
 
 def test_describing_a_model_imports_nothing_heavy():
     code = (
-        "import sys, taqdit.models.options as o; o.tiny().weights(); o.sd3_medium().peak_bytes(8);"
+        "import sys, taqdit.models.options as o; o.tiny().weights();"
+        "from taqdit.models.peak_memory import peak_bytes;"
+        "peak_bytes(o.sd3_medium(), 8, num_steps=50);"
         "heavy = {'mlx', 'diffusionkit', 'transformers', 'torch', 'matplotlib', 'wandb'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
@@ -146,17 +149,28 @@ def test_a_missing_or_foreign_tiny_checkpoint_is_one_clear_line(tmp_path):
 
 def test_memory_grows_with_the_batch_and_shrinks_with_low_memory():
     spec = sd3_medium(latent_size=(64, 64))
-    assert spec.peak_bytes(16) > spec.peak_bytes(4) > 2 * spec.parameters["mmdit"]
+    assert (
+        peak_bytes(spec, 16, num_steps=50)
+        > peak_bytes(spec, 4, num_steps=50)
+        > 2 * spec.parameters["mmdit"]
+    )
     without_t5 = sd3_medium(latent_size=(64, 64), use_t5=False)
     lean = sd3_medium(latent_size=(64, 64), use_t5=False, low_memory=True)
-    assert lean.peak_bytes(4) < without_t5.peak_bytes(4) < spec.peak_bytes(4)
-    assert sd35_large().peak_bytes(4) > spec.peak_bytes(4)
+    assert (
+        peak_bytes(lean, 4, num_steps=50)
+        < peak_bytes(without_t5, 4, num_steps=50)
+        < peak_bytes(spec, 4, num_steps=50)
+    )
+    assert peak_bytes(sd35_large(), 4, num_steps=50) > peak_bytes(spec, 4, num_steps=50)
     dropped = spec.parameters["adaln"] + lean.parameters["text"]  # 2 bytes each
-    assert without_t5.peak_bytes(512) - lean.peak_bytes(512) == 2 * dropped
+    assert (
+        peak_bytes(without_t5, 512, num_steps=50) - peak_bytes(lean, 512, num_steps=50)
+        == 2 * dropped
+    )
 
 
 def test_the_memory_estimate_is_of_the_measured_size(model):
     reset_peak_memory()
     forward(model, 4)
-    ratio = model.spec.peak_bytes(4, num_steps=1) / peak_memory()
+    ratio = peak_bytes(model.spec, 4, num_steps=1) / peak_memory()
     assert 0.5 < ratio < 3, ratio

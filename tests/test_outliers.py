@@ -9,10 +9,10 @@ import pytest
 import scipy.stats
 from statistics_oracle import assert_equal, codes_of, counted, statistics_of
 
+from taqdit.activations import Layout, Site
+from taqdit.activations.overview import overview
 from taqdit.analysis.outliers import COLUMNS, LARGE_RATIO, MANY_TOKENS, outlier_rows, outliers
-from taqdit.overview import overview
 from taqdit.quantizer import Quantizer
-from taqdit.statistics import Layout, Site
 
 ROWS, TOKENS = 4, 100
 

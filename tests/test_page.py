@@ -1,6 +1,6 @@
 """What the page of a run says that it leaves out."""
 
-from taqdit import page
+from taqdit.report import run_page as page
 
 
 def test_what_is_left_out_is_said():

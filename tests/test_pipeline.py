@@ -10,8 +10,8 @@ from conftest import ANALYTIC, command, tree
 from wandb_files import read_run
 
 import taqdit as package
-from taqdit import plots
 from taqdit.errors import ConfigError, InputError, StorageError
+from taqdit.plots import options as plots
 from taqdit.store import read_shard
 
 TINY = (

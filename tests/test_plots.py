@@ -12,9 +12,9 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from taqdit import plots
 from taqdit.errors import StorageError
 from taqdit.plots import latents, style
+from taqdit.plots import options as plots
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_STEPS = 20

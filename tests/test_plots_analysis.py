@@ -19,11 +19,11 @@ from matplotlib.collections import LineCollection, PathCollection, PolyCollectio
 from matplotlib.colors import to_hex
 from test_plots_overview import PLACES, names, panel, sigmas_of, texts_drawn
 
+from taqdit.activations import Site
 from taqdit.analysis.bits import BitWidths, LayerBits, protected
 from taqdit.analysis.compare import Curve
 from taqdit.analysis.drift import Drift
 from taqdit.plots import bits, drift, scores, style
-from taqdit.statistics import Site
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = (

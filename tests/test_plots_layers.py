@@ -18,9 +18,9 @@ from matplotlib.patches import StepPatch
 from matplotlib.text import Text
 from scipy.special import ndtr
 
-from taqdit.overview import LayerTable
+from taqdit.activations import Site
+from taqdit.activations.overview import LayerTable
 from taqdit.plots import distribution, layers, style
-from taqdit.statistics import Site
 
 ROOT = Path(__file__).resolve().parent.parent
 GIANT = 412.0

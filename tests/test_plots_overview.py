@@ -16,9 +16,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
 from matplotlib.text import Text
 
-from taqdit.overview import Overview
+from taqdit.activations import Site
+from taqdit.activations.overview import Overview
 from taqdit.plots import heatmaps, outliers, overview, style, ticks
-from taqdit.statistics import Site
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("qkv_in", "o_in", "fc1_in", "post_gelu")

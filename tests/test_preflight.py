@@ -7,11 +7,13 @@ import pytest
 from conftest import ANALYTIC, ROOT, tree
 
 import taqdit as package
-from taqdit import activations, config, preflight
+from taqdit import config
+from taqdit.activations import stored as activations
 from taqdit.errors import StorageError
 from taqdit.models.spec import ModelSpec
-from taqdit.remaining import remaining
-from taqdit.trajectory import shard_name
+from taqdit.stages import preflight
+from taqdit.stages.remaining import remaining
+from taqdit.trajectories.trajectory import shard_name
 
 
 def estimate(*overrides, free=10**12):

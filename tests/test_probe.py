@@ -8,18 +8,20 @@ import pytest
 from statistics_oracle import assert_channels, assert_equal, assert_histogram, assert_same_bytes
 from traced import CFG_SCALE, Conditioned, Tracing
 
-from taqdit import activations, timestep_selection
-from taqdit.activations import Statistics
+from taqdit.activations import Histogram
+from taqdit.activations import stored as activations
+from taqdit.activations.stored import Statistics
 from taqdit.backend import mx
 from taqdit.models.options import tiny
 from taqdit.models.sites import site_paths
 from taqdit.sampler import euler, heun
-from taqdit.statistics import Histogram
 from taqdit.store import Stage
-from taqdit.tracer import counting, post_gelu
+from taqdit.timestep_selection import rules as timestep_selection
+from taqdit.tracer import counting
 from taqdit.tracer import probe as probe_module
 from taqdit.tracer.background import Background
 from taqdit.tracer.host import STATIC
+from taqdit.tracer.options import post_gelu
 
 HALF = {"a16": True, "w16": True}
 

@@ -8,10 +8,10 @@ from ledger import shows
 from statistics_oracle import assert_channels, assert_histogram
 from traced import TEXTS, Conditioned, Tracing
 
+from taqdit.activations import Histogram
 from taqdit.backend import mx
 from taqdit.errors import NumericError
 from taqdit.models.options import tiny
-from taqdit.statistics import Histogram
 
 
 @pytest.fixture(scope="module")

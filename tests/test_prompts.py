@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ledger import shows
 
-from taqdit import prompts
 from taqdit.errors import ConfigError, InputError
+from taqdit.prompts import options as prompts
 
 SHAPES = ["circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart"]
 COLOURS = ["red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink"]

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from taqdit.analysis.bits import ActivationNoise, BitWidths, LayerBits, seed_bits, sqnr_bits
-from taqdit.analysis.weights import GRANULARITIES, WeightTable
-from taqdit.exports.quantization import (
+from taqdit.analysis.quantization_config import (
     export_quantization_config,
     quantization_config,
     quantization_settings,
 )
+from taqdit.analysis.weights import GRANULARITIES, WeightTable
 
 KEYS = {
     "suggested_weight_bits",

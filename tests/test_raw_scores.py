@@ -15,7 +15,7 @@ from taqdit.analysis.profile import profile
 from taqdit.analysis.scores import Candidate, Judge
 from taqdit.analysis.static import StaticErrors
 from taqdit.models.options import tiny
-from taqdit.prompts import shapes
+from taqdit.prompts.options import shapes
 from taqdit.quantizer import BITS, Quantizer
 from taqdit.sampler import euler
 

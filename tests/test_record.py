@@ -1,6 +1,7 @@
 """What a run says about itself."""
 
-from taqdit import record
+from taqdit.runs import record
+from taqdit.store import disk
 
 
 def test_a_missing_package_has_no_version():
@@ -10,7 +11,7 @@ def test_a_missing_package_has_no_version():
 
 def test_a_path_is_told_from_the_runs_folder(tmp_path):
     folder = tmp_path / "outputs" / "runs" / "d" / "t"
-    assert record.relative(tmp_path / "outputs" / "store", folder) == "../../../store"
+    assert disk.relative(tmp_path / "outputs" / "store", folder) == "../../../store"
 
 
 def test_the_backend_in_words():

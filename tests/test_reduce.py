@@ -16,8 +16,8 @@ from statistics_oracle import (
     octave_of,
 )
 
+from taqdit.activations import BatchSums, BinCounts, Histogram, Layout, Site, StepStatistics
 from taqdit.backend import mx
-from taqdit.statistics import BatchSums, BinCounts, Histogram, Layout, Site, StepStatistics
 from taqdit.tracer import counting
 from taqdit.tracer.counting import OneFold, RowFolds, scattered
 from taqdit.tracer.reduce import CHUNK, column_sums, reduced

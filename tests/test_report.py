@@ -21,7 +21,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from taqdit.report import (
+from taqdit.report.html import (
     FigureEntry,
     Picture,
     Report,

@@ -6,10 +6,11 @@ import shutil
 import pytest
 from conftest import ANALYTIC, tree
 
-from taqdit import config, memory
+from taqdit import config
 from taqdit.errors import NumericError, StorageError
-from taqdit.session import Session
-from taqdit.verbs.garbage import find_garbage
+from taqdit.runs.session import Session
+from taqdit.stages import out_of_memory as memory
+from taqdit.store_tools.garbage import find_garbage
 
 TINY = ("sampler.images=false", "prompts.store_conditioning=false", "stages=[trajectories]")
 
@@ -84,7 +85,7 @@ def test_a_run_that_is_killed_leaves_no_summary_of_a_former_one(run, tmp_path, m
 def test_a_run_that_did_not_begin_leaves_a_finished_one_alone(run, tmp_path, monkeypatch):
     run()
     before = documents(tmp_path)
-    monkeypatch.setattr("taqdit.preflight.free_bytes", lambda folder: 0)
+    monkeypatch.setattr("taqdit.stages.preflight.free_bytes", lambda folder: 0)
     with pytest.raises(StorageError, match="has 0 B free"):
         run("sampler.seed=3")
     assert documents(tmp_path) == before
@@ -92,7 +93,7 @@ def test_a_run_that_did_not_begin_leaves_a_finished_one_alone(run, tmp_path, mon
 
 def test_a_plan_says_how_it_ended_where_a_run_had_failed(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("taqdit.preflight.free_bytes", lambda folder: 0)
+        patch.setattr("taqdit.stages.preflight.free_bytes", lambda folder: 0)
         with pytest.raises(StorageError):
             run()
     run("preflight=only")
@@ -103,7 +104,7 @@ def test_a_pointer_that_cannot_be_left_is_told_in_the_summary(run, tmp_path, mon
     def refuse(*_):
         raise StorageError("no pointer")
 
-    monkeypatch.setattr("taqdit.record.publish_pointers", refuse)
+    monkeypatch.setattr("taqdit.runs.record.publish_pointers", refuse)
     with pytest.raises(StorageError, match="no pointer"):
         run()
     assert documents(tmp_path)["summary.json"]["status"] == "failed"

@@ -9,21 +9,16 @@ import pytest
 from made_statistics import TOKENS, gaussian, made
 from scipy.stats import t as student
 
-from taqdit import timestep_selection as rules
-from taqdit.analysis import RULES
-from taqdit.analysis.compare import (
-    compare,
-    default_budget,
-    default_budgets,
-    step_weights,
-)
+from taqdit.activations import BinCounts, Histogram
+from taqdit.analysis.compare import compare, default_budget, default_budgets, step_weights
 from taqdit.analysis.distribution import Distribution
 from taqdit.analysis.intervals import DRAWS, half_width, resamples
+from taqdit.analysis.options import RULES
 from taqdit.analysis.profile import profile
 from taqdit.analysis.scores import Candidate, Judge, Losses
 from taqdit.errors import ConfigError
 from taqdit.quantizer import BITS
-from taqdit.statistics import BinCounts, Histogram
+from taqdit.timestep_selection import rules
 
 N = 30
 PAIR = ("paper_uniform", "dense_middle")

@@ -21,11 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statistics_oracle import sums_of
 
-from taqdit import activations
+from taqdit.activations import Layout, Site
+from taqdit.activations import stored as activations
 from taqdit.schedule import flow
-from taqdit.stages import bench, statistics
+from taqdit.stages import context as bench
+from taqdit.stages import statistics
 from taqdit.stages.trajectories import TrajectoryWork
-from taqdit.statistics import Layout, Site
 from taqdit.store import Stage
 from taqdit.store.disk import Disk
 

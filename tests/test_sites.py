@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from taqdit import config, tracer
+from taqdit import config
+from taqdit.activations import Site
 from taqdit.errors import ConfigError
 from taqdit.models.diffusionkit import MMDiT, MMDiTConfig, model_io
 from taqdit.models.options import sd3_medium, sd35_large, tiny
 from taqdit.models.sites import site_paths
-from taqdit.statistics import Site
+from taqdit.tracer import options as tracer
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("qkv_in", "o_in", "fc1_in", "post_gelu")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from taqdit import source
+from taqdit.stages import source
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from statistics_oracle import (
     sums_of,
 )
 
-from taqdit.statistics import Histogram, Layout, Site, StepStatistics, bins
+from taqdit.activations import Histogram, Layout, Site, StepStatistics, bins
 
 LAYOUT = Layout((Site("mm_00_img.post_gelu", 6), Site("embed.context_in", 2)), 3)
 KINDS = ("normal", "offset", "constant", "zero", "minus_zero", "signed_zeros", "subnormal", "spike")

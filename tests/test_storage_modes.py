@@ -8,12 +8,12 @@ from conftest import slow_unless, tree
 from ledger import shows
 
 import taqdit as package
-from taqdit import conditioning, trajectory
 from taqdit.config import check, compose_config
 from taqdit.errors import InputError, NumericError
-from taqdit.prompts import Prompts
+from taqdit.prompts.options import Prompts
 from taqdit.sampler import euler
 from taqdit.store import Stage
+from taqdit.trajectories import conditioning, trajectory
 
 STEPS, COUNT = 4, 4
 SMALL = (

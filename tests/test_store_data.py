@@ -18,15 +18,23 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from taqdit.calibration import import_npz
+from taqdit.activations.opened import export_npz, open_statistics
+from taqdit.calibration.calibration_set import import_npz
 from taqdit.config import compose_config
 from taqdit.errors import ConfigError, CorruptError, InputError, StorageError
-from taqdit.exports import export_npz, open_statistics
-from taqdit.runs import open_run
+from taqdit.runs.api import open_run
 from taqdit.store import Stage, disk, read_shard, sha256_file
-from taqdit.verbs import store_data, store_export, store_import
-from taqdit.verbs.image_set import ranges
-from taqdit.verbs.store_export import export_run
+from taqdit.store_tools import (
+    export as store_export,
+)
+from taqdit.store_tools import (
+    import_data as store_import,
+)
+from taqdit.store_tools import (
+    manifest as store_data,
+)
+from taqdit.store_tools.export import export_run
+from taqdit.store_tools.image_set import ranges
 
 ODD = ('a "quoted" cat, with a comma', "ein Hündchen \\n 猫 🐈", "=1+1 </script> {x: 'y'}")
 COUNT = 5  # asked for; whole batches of 2 are computed
@@ -260,8 +268,8 @@ def test_exported_images_are_those_of_the_store(run, tmp_path):
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_one_line_per_image_whatever_the_prompt(prompt):
-    from taqdit.verbs.image_set import Entry, ImageSet
-    from taqdit.verbs.store_export import _line
+    from taqdit.store_tools.export import _line
+    from taqdit.store_tools.image_set import Entry, ImageSet
 
     found = ImageSet(None, {"cfg_scale": 2.0, "num_steps": 6}, None, range(1), pictures=True)
     line = _line(found, Entry(0, prompt, 7), "000000.png")

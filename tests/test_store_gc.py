@@ -18,22 +18,23 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ledger import shows
 
-from taqdit.cli import dispatch
+from taqdit.cli.verbs import dispatch
 from taqdit.errors import ConfigError, CorruptError, InputError, StorageError
-from taqdit.plan import fingerprint
-from taqdit.record import publish_pointers, publish_record
-from taqdit.runs import launch, open_run
+from taqdit.runs.api import launch, open_run
+from taqdit.runs.record import publish_pointers, publish_record
+from taqdit.stages.plan import fingerprint
 from taqdit.store import Stage, disk, make_folder, publish_json, read_shard
 from taqdit.store.aside import claim_of, put_back, rename_away
 from taqdit.store.claim import claim
-from taqdit.survey import Survey, find_store, repair, verify
-from taqdit.survey import runs as survey_runs
-from taqdit.survey.runs import pointers, runs_of
-from taqdit.survey.stages import survey_stage
-from taqdit.verbs import garbage, store_gc
-from taqdit.verbs.garbage import find_garbage, remove_all
-from taqdit.verbs.store import SUBVERBS, about
-from taqdit.verbs.store_repair import commands
+from taqdit.store_tools import Survey, find_store, garbage, verify
+from taqdit.store_tools import gc as store_gc
+from taqdit.store_tools import runs_found as survey_runs
+from taqdit.store_tools.garbage import find_garbage, remove_all
+from taqdit.store_tools.remedies import commands
+from taqdit.store_tools.repair import repair_stages
+from taqdit.store_tools.runs_found import pointers, runs_of
+from taqdit.store_tools.stage_folder import survey_stage
+from taqdit.store_tools.verbs import SUBVERBS, about
 
 SHARD = "000000.safetensors"
 RECORD = {  # of a run, but for its store and its stages
@@ -953,7 +954,7 @@ def test_a_repair_at_any_moment_of_a_removal_loses_nothing(tmp_path, use_disk, m
             if name == at and at not in done:
                 done.append(at)
                 with suppress(StorageError):
-                    list(repair(checked, dry_run=False))
+                    list(repair_stages(checked, dry_run=False))
 
         with monkeypatch.context() as patch:
             hooked(patch, mend)
@@ -1183,7 +1184,7 @@ def test_a_real_run_leaves_its_pointer_before_it_looks_for_a_stage(tmp_path, mon
 
     monkeypatch.setattr(Stage, "open", classmethod(look))
     common = (*ANALYTIC, "calibration.export=false", f"output_dir={tmp_path / 'outputs'}")
-    monkeypatch.setattr("taqdit.runs.new_run_folder", lambda _: tmp_path / "elsewhere" / "run")
+    monkeypatch.setattr("taqdit.runs.api.new_run_folder", lambda _: tmp_path / "elsewhere" / "run")
     launch([*common, "stages=[conditioning]"])
     assert seen
     assert set(seen) == {1}

@@ -9,8 +9,8 @@ import pytest
 from conftest import tree
 
 import taqdit as package
-from taqdit.calibration import import_npz
-from taqdit.cli import dispatch
+from taqdit.calibration.calibration_set import import_npz
+from taqdit.cli.verbs import dispatch
 from taqdit.errors import CorruptError, StorageError
 from taqdit.store import publish_json
 from taqdit.store.digest import read_stamped, stamp
@@ -153,7 +153,7 @@ def refuse(path, data):
 def test_an_import_that_is_cut_off_leaves_the_digests(store, capsys, pictures, monkeypatch):
     folder = stage_with(store, IMAGES)
     flip(folder / "metadata.jsonl")
-    monkeypatch.setattr("taqdit.verbs.store_import.publish_bytes", refuse)
+    monkeypatch.setattr("taqdit.store_tools.import_data.publish_bytes", refuse)
     with pytest.raises(StorageError, match="full"):
         dispatch(["store", "import", str(pictures), "--output-dir", str(store)])
     shutil.copy(folder / "000000.png", folder / "000001.png")

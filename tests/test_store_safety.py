@@ -6,10 +6,11 @@ import pytest
 from conftest import tree
 
 import taqdit as package
-from taqdit.cli import dispatch
+from taqdit.cli.verbs import dispatch
 from taqdit.errors import InputError
-from taqdit.survey import repairing, verifying
-from taqdit.survey.stages import survey_stage
+from taqdit.store_tools import repair as repairing
+from taqdit.store_tools import verification as verifying
+from taqdit.store_tools.stage_folder import survey_stage
 
 SMALL = (
     "schedule.num_steps=3",
@@ -95,7 +96,7 @@ def test_what_is_whole_again_when_it_is_repaired_stays(outputs):
     checked = list(verifying.verify([survey_stage(stage)]))
     assert [each.file for each in checked[0].corrupt] == [file.name]
     file.write_bytes(whole)
-    (done,) = repairing.repair(checked, dry_run=False)
+    (done,) = repairing.repair_stages(checked, dry_run=False)
     assert done.action == repairing.LEFT
     assert file.read_bytes() == whole
     assert not list(stage.glob("*.bad-*"))

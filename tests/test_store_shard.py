@@ -14,12 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from taqdit.errors import CorruptError, StorageError
-from taqdit.store import (
-    canonical_json,
-    read_shard,
-    verify_shard,
-    write_shard,
-)
+from taqdit.store import canonical_json, read_shard, verify_shard, write_shard
 from taqdit.store.layout import DTYPES, make_header
 
 json_values = st.recursive(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taqdit import subset
-from taqdit.subset import (
+from taqdit.timestep_selection import search as subset
+from taqdit.timestep_selection.search import (
     density_quantiles,
     drift_density,
     least_regret,

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from taqdit.errors import CorruptError
+from taqdit.runs.run_json import read_record
 from taqdit.store import publish_json
 from taqdit.store.digest import stamp
-from taqdit.survey.runs import RECORD, pointed_to, read_record, runs_of
+from taqdit.store_tools.runs_found import RECORD, pointed_to, runs_of
 
 GOOD = {
     **{"config": {}, "store": "../../../store", "stages": {}},

@@ -11,10 +11,11 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from taqdit import config, run, sweeping
+from taqdit import config, run
 from taqdit.analysis.compare import default_budget
 from taqdit.config import Problem, SweepJob
 from taqdit.errors import ConfigError, NumericError, StorageError, TaqditError
+from taqdit.runs import sweep as sweeping
 
 
 def jobs_of(*arguments):
@@ -72,12 +73,12 @@ def told(done):
 
 COMPARED = """
 import sys, types
-module = types.ModuleType("taqdit.comparison")
+module = types.ModuleType("taqdit.report.comparison.side_by_side")
 def compare(folders, into):
     print("COMPARED", *(folder.name for folder in folders), "INTO", into)
     {then}
 module.compare, module.track = compare, lambda found: ""
-sys.modules["taqdit.comparison"] = module
+sys.modules["taqdit.report.comparison.side_by_side"] = module
 from taqdit.cli import main
 main()
 """

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taqdit import timestep_selection as rules
-from taqdit.arguments import default_count
 from taqdit.errors import ConfigError
-from taqdit.selection import Evidence, Selection, cells, needs_evidence
-from taqdit.subset import medoid_cost, static_error
+from taqdit.timestep_selection import rules
+from taqdit.timestep_selection.arguments import default_count
+from taqdit.timestep_selection.search import medoid_cost, static_error
+from taqdit.timestep_selection.selection import Evidence, Selection, cells, needs_evidence
 
 DRIVEN = ("coverage_optimal", "regret_optimal", "drift_weighted")  # by evidence
 FIXED = (
@@ -169,7 +169,7 @@ def test_sigma_uniform_keeps_the_nearest_steps_and_fills_up(num_steps, distinct)
 
 
 def test_refill_takes_the_widest_gap_and_the_later_of_a_tie():
-    from taqdit.selection import refilled
+    from taqdit.timestep_selection.selection import refilled
 
     assert sorted(refilled([0, 9], np.arange(10.0), 3)) == [0, 5, 9]  # 4 and 5 tie
     assert sorted(refilled([0, 9, 9], np.arange(10.0), 4)) == [0, 5, 7, 9]  # 2, 3 and 7 tie

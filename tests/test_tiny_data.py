@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from taqdit.models.tiny import WEIGHTS, config
-from taqdit.models.tiny.captions import (
-    FIRST_WORDS,
-    SECOND_WORDS,
-    captions,
-    describe,
-    grammar_words,
-)
+from taqdit.models.tiny.captions import FIRST_WORDS, SECOND_WORDS, captions, describe, grammar_words
 from taqdit.models.tiny.render import DISTANCES, render
 from taqdit.models.tiny.scenes import (
     ATTRIBUTES,

@@ -16,9 +16,7 @@ from taqdit.errors import ConfigError, ModelError, NumericError  # noqa: E402
 from taqdit.models.tiny import WEIGHTS, config  # noqa: E402
 from taqdit.models.tiny.captions import describe  # noqa: E402
 from taqdit.models.tiny.scenes import sample_scenes, tuple_is_held_out  # noqa: E402
-from taqdit.models.tiny.train import (  # noqa: E402
-    __main__ as command,
-)
+from taqdit.models.tiny.train import __main__ as command  # noqa: E402
 from taqdit.models.tiny.train import (  # noqa: E402
     export,
     files,

@@ -9,8 +9,8 @@ from conftest import tree
 from open_files import few_open_files
 
 import taqdit as package
-from taqdit import figures
 from taqdit.errors import ConfigError, InputError, NumericError, StorageError
+from taqdit.report import figures
 
 SMALL = (
     "schedule.num_steps=3",
@@ -218,6 +218,6 @@ def test_a_planted_outlier_is_found(tmp_path, monkeypatch):
 
 
 def package_prompt(index):
-    from taqdit.prompts import shapes
+    from taqdit.prompts.options import shapes
 
     return shapes().texts[index]

@@ -21,12 +21,12 @@ from conftest import ANALYTIC, slow_unless
 from ledger import shows
 from PIL import Image
 
-from taqdit import tracking
 from taqdit.errors import ConfigError, StorageError
+from taqdit.store.secrets import MASK
+from taqdit.tracking import options as tracking
 from taqdit.tracking.credentials import resolve_mode
 from taqdit.tracking.groups import group_name, run_date, sweep_group
 from taqdit.tracking.plain import merge_bins, plain
-from taqdit.tracking.secrets import MASK
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = wandb_stub.SECRET
@@ -825,7 +825,7 @@ def test_auto_without_a_key_asks_nothing_and_touches_no_network(tmp_path):
 
 def test_options_are_light():
     code = (
-        "import sys; from taqdit import tracking; tracking.auto(); tracking.mask_secrets({});"
+        "import sys; from taqdit import tracking; tracking.auto(); tracking.wandb();"
         "print([m for m in ('wandb', 'matplotlib', 'mlx', 'pydantic') if m in sys.modules])"
     )
     assert python(code, ROOT).stdout == "[]\n"

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from taqdit import tracking
+from taqdit.tracking import options as tracking
 from taqdit.tracking.plain import merge_bins
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from conftest import tree
 
-from taqdit import conditioning, trajectory
 from taqdit.errors import CorruptError, NumericError
-from taqdit.prompts import Prompts
+from taqdit.prompts.options import Prompts
 from taqdit.sampler import euler, heun
 from taqdit.schedule import flow
 from taqdit.store import Stage
-from taqdit.trajectory_set import TrajectorySet
+from taqdit.trajectories import conditioning, trajectory
+from taqdit.trajectories.stored import TrajectorySet
 
 TEXTS = ("a large red circle at the center on a white background", "small blue ring, top")
 PROMPTS = Prompts(TEXTS, (None, None))

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from taqdit.typecheck import describe_type, fits
+from taqdit.config.typecheck import describe_type, fits
 
 
 @pytest.mark.parametrize(

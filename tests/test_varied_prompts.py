@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from taqdit import prompts
-from taqdit.prompt_sets import varied
+from taqdit.prompts import options as prompts
+from taqdit.prompts import varied
 
 PARTS = tomllib.loads(Path(varied.__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 FAMILIES = PARTS["families"]

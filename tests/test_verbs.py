@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from taqdit import cli
+from taqdit.cli import rerun
+from taqdit.cli import sync as sync_verb
+from taqdit.cli import verbs as cli
 from taqdit.config import compose_config
 from taqdit.config.build import plain
+from taqdit.config.overrides import agrees, flatten, hides, spell
 from taqdit.errors import ConfigError, CorruptError, InputError, StorageError
+from taqdit.store.secrets import MASK
 from taqdit.tracking import upload
-from taqdit.tracking.secrets import MASK
-from taqdit.verbs import rerun
-from taqdit.verbs import sync as sync_verb
-from taqdit.verbs.overrides import agrees, flatten, hides, spell
 
 SMALL = (*ANALYTIC, "tracking=local", "plots=none", "calibration.export=false")
 
@@ -289,9 +289,9 @@ def test_a_damaged_record_is_corrupt(tmp_path, text):
 def compared(monkeypatch):
     """What the comparison was called with, in its place."""
     calls = []
-    made = types.ModuleType("taqdit.comparison")
+    made = types.ModuleType("taqdit.report.comparison.side_by_side")
     made.compare = lambda folders, into: calls.append((folders, into))
-    monkeypatch.setitem(sys.modules, "taqdit.comparison", made)
+    monkeypatch.setitem(sys.modules, "taqdit.report.comparison.side_by_side", made)
     return calls
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from made_statistics import TOKENS, gaussian, made
 
-from taqdit.analysis import full
+from taqdit.activations.overview import overview
 from taqdit.analysis.analyse import analyse
+from taqdit.analysis.options import full
 from taqdit.analysis.scores import Losses, Scores
 from taqdit.analysis.tables import SCORES, SITES, as_json, score_rows, site_rows
 from taqdit.analysis.verdict import difference, verdict
-from taqdit.overview import overview
-from taqdit.timestep_selection import coverage_optimal, paper_uniform
+from taqdit.timestep_selection.rules import coverage_optimal, paper_uniform
 
 RULES = ("midpoint", "paper_uniform", "dense_middle")
 

@@ -19,7 +19,7 @@ from taqdit.errors import NumericError, StorageError
 from taqdit.models.linears import linear_paths, linears
 from taqdit.models.options import tiny
 from taqdit.quantizer import BITS
-from taqdit.stages.bench import Bench
+from taqdit.stages.context import Bench
 from taqdit.stages.weights import weight_inputs, weight_table
 
 SIZES = (None, 128, 64, 32)

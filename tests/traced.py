@@ -4,16 +4,16 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from taqdit import trajectory
+from taqdit.activations import Layout, StepStatistics
 from taqdit.backend import mx
 from taqdit.models.sites import site_paths
-from taqdit.prompts import Prompts
+from taqdit.prompts.options import Prompts
 from taqdit.sampler import euler
 from taqdit.schedule import flow
-from taqdit.statistics import Layout, StepStatistics
-from taqdit.tracer import block_inputs
+from taqdit.tracer.options import block_inputs
 from taqdit.tracer.probe import Probe
 from taqdit.tracer.taps import Taps
+from taqdit.trajectories import trajectory
 
 TEXTS = (
     "a large red circle at the center on a white background",

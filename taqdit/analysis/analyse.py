@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from taqdit.analysis import AnalysisOptions
+from taqdit.activations.overview import Overview
 from taqdit.analysis.bits import BitWidths, seed_bits, sqnr_bits
 from taqdit.analysis.compare import Comparison, Traced, compare, step_weights
 from taqdit.analysis.drift import Drift, drift
+from taqdit.analysis.options import AnalysisOptions
 from taqdit.analysis.outliers import Outliers, outliers
 from taqdit.analysis.profile import Profile, profile
 from taqdit.analysis.weights import GRANULARITIES, WeightTable
-from taqdit.overview import Overview
-from taqdit.selection import Rule
+from taqdit.timestep_selection.selection import Rule
 
 
 @dataclass(frozen=True, eq=False)

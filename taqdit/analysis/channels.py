@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from taqdit.activations import StepStatistics
 from taqdit.quantizer import BITS, decibel
-from taqdit.statistics import StepStatistics
 
 
 def channel_sqnr(

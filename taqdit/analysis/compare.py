@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from taqdit import timestep_selection
-from taqdit.analysis import RULES
+from taqdit.activations.overview import Steps
+from taqdit.analysis.options import RULES
 from taqdit.analysis.profile import Profile, profile
 from taqdit.analysis.scores import Candidate, Judge, Losses, Scores
 from taqdit.errors import require
-from taqdit.overview import Steps
 from taqdit.quantizer import BITS
-from taqdit.selection import Rule, Selection, bound, cells, needs_evidence
+from taqdit.timestep_selection import rules as timestep_selection
+from taqdit.timestep_selection.selection import Rule, Selection, bound, cells, needs_evidence
 
 LADDER = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 DT, EQUAL = "dt", "equal"

@@ -8,9 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
+from taqdit.activations import BinCounts, StepStatistics
+from taqdit.activations.bins import INFINITE, PER_ROW, SIGN, bounds_of
 from taqdit.analysis.products import product
-from taqdit.statistics import BinCounts, StepStatistics
-from taqdit.statistics.bins import INFINITE, PER_ROW, SIGN, bounds_of
 
 _TINY = float(np.finfo(np.float64).tiny)
 

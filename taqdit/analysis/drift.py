@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from taqdit.activations import Site
+from taqdit.activations.overview import Overview
 from taqdit.errors import require
-from taqdit.overview import Overview
-from taqdit.statistics import Site
 
 PHASES = ("data", "seed")  # found in the data; fixed, as the older scripts have them
 NAMES = ("early", "mid", "late")

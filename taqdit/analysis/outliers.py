@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from taqdit.activations import Histogram, Layout, Site, StepStatistics
+from taqdit.activations.overview import Overview, Steps, per_site, top_channels
 from taqdit.analysis.products import product
-from taqdit.overview import Overview, Steps, per_site, top_channels
 from taqdit.quantizer import Quantizer
-from taqdit.statistics import Histogram, Layout, Site, StepStatistics
 
 LARGE_RATIO = 8.0  # three bits: of 256 levels the median channel or token gets 32, of 16 two
 MANY_TOKENS = 0.06  # of them; from here on Dettmers et al. (2022) call a feature systematic

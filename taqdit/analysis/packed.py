@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from taqdit.activations import Site
+from taqdit.activations.overview import Overview
 from taqdit.analysis.bits import ActivationNoise
 from taqdit.analysis.profile import Profile
 from taqdit.analysis.static import StaticErrors
-from taqdit.overview import Overview
 from taqdit.quantizer import BITS
-from taqdit.selection import Evidence
-from taqdit.statistics import Site
+from taqdit.timestep_selection.selection import Evidence
 
 _PER_WIDTH = ("sqnr", "low", "high", "below", "above")  # of ActivationNoise
 _ENDS = ("minimum", "maximum")

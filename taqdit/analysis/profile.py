@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from taqdit.activations.overview import Steps
 from taqdit.analysis.bits import ActivationNoise
 from taqdit.analysis.distribution import Distribution
 from taqdit.analysis.drift import step_distances
 from taqdit.analysis.static import StaticErrors
-from taqdit.overview import Steps
 from taqdit.quantizer import BITS, decibel
-from taqdit.selection import Evidence
+from taqdit.timestep_selection.selection import Evidence
 
 QUANTILES = 65
 LEVELS = (np.arange(QUANTILES) + 0.5) / QUANTILES

@@ -17,6 +17,8 @@ from functools import cached_property
 
 import numpy as np
 
+from taqdit.activations import Site
+from taqdit.activations.overview import Steps
 from taqdit.analysis.channels import channel_sqnr
 from taqdit.analysis.distances import jensen_shannon, wasserstein
 from taqdit.analysis.distribution import Distribution
@@ -24,9 +26,7 @@ from taqdit.analysis.intervals import half_width, resamples
 from taqdit.analysis.means import RunningMean
 from taqdit.analysis.products import product
 from taqdit.analysis.static import StaticErrors
-from taqdit.overview import Steps
 from taqdit.quantizer import BITS, decibel
-from taqdit.statistics import Site
 
 FITTED, ROUGH = "†", "~"  # marks: steps chosen from the same statistics; see Candidate.exact
 SILENT = 1e-12  # of the signal: less noise than this (120 dB) is none

@@ -15,7 +15,7 @@ from taqdit.analysis.distribution import Distribution
 from taqdit.analysis.noise import bin_errors
 from taqdit.analysis.products import product
 from taqdit.quantizer import Quantizer
-from taqdit.subset import TIE
+from taqdit.timestep_selection.search import TIE
 
 # Shares of a site's minimum and of its maximum: every pair of them is a candidate range.
 SHARES = np.concatenate([np.arange(100, 30, -5) / 100, 0.3 * 0.8 ** np.arange(16)])

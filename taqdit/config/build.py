@@ -15,9 +15,9 @@ from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
+from taqdit.config.typecheck import describe_type, fits
 from taqdit.errors import ConfigError
-from taqdit.tracking.secrets import mask_secrets
-from taqdit.typecheck import describe_type, fits
+from taqdit.store.secrets import mask_secrets
 
 OPTION_MODULES = (
     "taqdit.models.options",
@@ -55,9 +55,14 @@ def resolve(target: str) -> Any:
     except ImportError as error:
         raise ConfigError(f"_target_={target!r}: module cannot be imported ({error})") from error
     option = getattr(module, name, None) if name in getattr(module, "__all__", ()) else None
-    if not inspect.isfunction(option) or option.__module__ != module_name:
+    if not inspect.isfunction(option) or not _is_own(option, module_name):
         raise ConfigError(f"_target_={target!r} is not a public option function of {module_name}")
     return option
+
+
+def _is_own(option: Any, module_name: str) -> bool:
+    """Whether an option is defined in its module, or below it if that is a package."""
+    return f"{option.__module__}.".startswith(f"{module_name}.")
 
 
 def build(node: Mapping[str, Any]) -> Any:

@@ -10,22 +10,22 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from taqdit.analysis import AnalysisOptions
+from taqdit.activations.counts import MOST
+from taqdit.analysis.options import AnalysisOptions
 from taqdit.config.build import build, plain
 from taqdit.config.schema import RunConfig
 from taqdit.errors import ConfigError, InputError, TaqditError
 from taqdit.models.options import ModelSpec
 from taqdit.models.sites import site_paths
-from taqdit.plan import Plan
-from taqdit.plots import PlotOptions
-from taqdit.prompts import Prompts
+from taqdit.plots.options import PlotOptions
+from taqdit.prompts.options import Prompts
 from taqdit.quantizer import BITS
 from taqdit.sampler import FINAL, SELECTED, Sampler
 from taqdit.schedule import Schedule
-from taqdit.selection import Evidence, bound, needs_evidence
-from taqdit.statistics.counts import MOST
-from taqdit.tracer import TracerOptions
-from taqdit.tracking import TrackingOptions
+from taqdit.stages.plan import Plan
+from taqdit.timestep_selection.selection import Evidence, bound, needs_evidence
+from taqdit.tracer.options import TracerOptions
+from taqdit.tracking.options import TrackingOptions
 
 log = logging.getLogger(__name__)
 GROUPS = (

@@ -20,7 +20,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
 from taqdit.errors import ConfigError
-from taqdit.tracking.secrets import is_secret_name
+from taqdit.store.secrets import is_secret_name
 
 MAX_BYTES = 64 * 1024
 MAX_FILES = 1_000

@@ -21,7 +21,7 @@ from taqdit.analysis.compare import default_budget
 from taqdit.config.check import Problem, check
 from taqdit.config.compose import hydra_complains, one_line, without_hydra
 from taqdit.errors import ConfigError
-from taqdit.tracking.secrets import repeats_secret
+from taqdit.store.secrets import repeats_secret
 
 __all__ = ["Callback", "SweepJob", "sweep_jobs"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from taqdit.backend import mx, nn
 from taqdit.models.diffusionkit import MMDiTConfig, VAEDecoderConfig, model_io
-from taqdit.models.sources import TEXT_REPO, HubSource
+from taqdit.models.hub import TEXT_REPO
 from taqdit.models.text import ClipEncoder, T5Encoder, Vocabulary
 
 _T5_TOKENS = 512
@@ -30,7 +30,7 @@ _globals = threading.RLock()  # held while the library's globals are ours
 class CheckpointParts:
     """Builds each part when asked, from the files that `source` fetched."""
 
-    def __init__(self, source: HubSource, files: Mapping[str, Path], *, w16: bool) -> None:
+    def __init__(self, source: Any, files: Mapping[str, Path], *, w16: bool) -> None:
         self._source, self._files, self._w16 = source, files, w16
 
     def mmdit(self) -> nn.Module:

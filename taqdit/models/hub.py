@@ -6,6 +6,8 @@ from pathlib import Path
 
 from taqdit.errors import ModelError
 
+TEXT_REPO, T5_REPO = "argmaxinc/stable-diffusion", "google/t5-v1_1-xxl"
+
 
 def locate(repo: str, file: str) -> Path | None:
     """The file in the local cache, or None. No network, no error."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from taqdit.statistics import Site
+from taqdit.activations import Site
 
 if TYPE_CHECKING:
     from taqdit.models.spec import ModelSpec

@@ -9,10 +9,10 @@ from typing import Any
 
 from taqdit.errors import ModelError
 from taqdit.models import headers, hub
+from taqdit.models.hub import T5_REPO, TEXT_REPO
 from taqdit.models.spec import Model, ModelSpec
 from taqdit.models.tiny import WEIGHTS
 
-TEXT_REPO, T5_REPO = "argmaxinc/stable-diffusion", "google/t5-v1_1-xxl"
 CLIPS = ("clip_l", "clip_g")
 
 
@@ -52,7 +52,7 @@ class TinySource:
     def load(self, spec: ModelSpec) -> Model:
         """The model on DiffusionKit's classes. Raises ModelError."""
         from taqdit.models.pipeline import PipelineModel
-        from taqdit.models.tiny_parts import TinyParts
+        from taqdit.models.tiny.parts import TinyParts
 
         return PipelineModel(spec, TinyParts(self, self.fetch(), spec))
 

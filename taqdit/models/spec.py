@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from taqdit.models import memory
 from taqdit.store import sha256_file
 
 Array = Any  # an mlx array; mlx is not imported where a model is only described
@@ -126,10 +125,6 @@ class ModelSpec:
     def weight_bytes(self) -> int:
         """Size of those of its files that are on this machine; none of them is read."""
         return sum(path.stat().st_size for path in self.source.locate().values() if path)
-
-    def peak_bytes(self, batch: int, *, num_steps: int = 50) -> int:
-        """Expected peak of MLX's memory when `batch` trajectories are sampled together."""
-        return memory.peak_bytes(self, batch, num_steps=num_steps)
 
     def load(self) -> Model:
         """The model, ready to sample. Imports DiffusionKit; raises ModelError."""

@@ -12,7 +12,7 @@ from taqdit.plots.style import Steps
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
-    from taqdit.overview import LayerTable
+    from taqdit.activations.overview import LayerTable
 
 BINS = 121  # odd: zero in the middle of an axis falls into a bin, not between two
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-    from taqdit.overview import Overview
+    from taqdit.activations.overview import Overview
 
 GAUSSIAN = 3.0  # its kurtosis
 

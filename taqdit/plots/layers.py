@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from taqdit.overview import LayerTable
+    from taqdit.activations.overview import LayerTable
 
 DARK = "#555555"
 ALL_ROWS, MOST_ROWS, NAMED_ROWS = 256, 128, 16  # of channel_time

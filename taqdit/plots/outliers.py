@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.path import Path
     from matplotlib.transforms import Bbox
 
-    from taqdit.overview import Overview
+    from taqdit.activations.overview import Overview
 
 MARKERS = dict(zip((*PLACES, "context_in", "linear_in"), "os^DPX", strict=True))
 NAMED = 8  # sites

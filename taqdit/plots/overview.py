@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from taqdit.overview import Overview
-    from taqdit.statistics import Site
+    from taqdit.activations import Site
+    from taqdit.activations.overview import Overview
 
 PLACES = ("qkv_in", "o_in", "fc1_in", "post_gelu")  # in the order of a block's forward
 OUTSIDE = "outside the blocks"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colorbar import Colorbar
 
-    from taqdit.statistics import Site
+    from taqdit.activations import Site
 
 Panel = tuple[list["Site"], np.ndarray]  # a site of each row's layer, cells (rows, n)
 LINE = 0.125  # inches that a row label takes

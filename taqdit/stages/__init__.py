@@ -5,8 +5,8 @@ claimed before it is done, so that several processes can share one stage.
 """
 
 from taqdit.stages.analysis import KeptAnalysis
-from taqdit.stages.bench import Bench, StageReport
 from taqdit.stages.conditioning import encode_prompts
+from taqdit.stages.context import Bench, StageReport
 from taqdit.stages.sampling import sample_and_trace
 from taqdit.stages.weights import weight_inputs, weight_table
 

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from taqdit.activations import Statistics
+from taqdit.activations import Site
+from taqdit.activations.overview import Overview, overview
+from taqdit.activations.stored import Statistics
 from taqdit.analysis.compare import step_weights
 from taqdit.analysis.packed import (
     Packed,
@@ -24,11 +26,9 @@ from taqdit.analysis.packed import (
 )
 from taqdit.analysis.profile import Profile, profile
 from taqdit.errors import ConfigError, CorruptError
-from taqdit.overview import Overview, overview
-from taqdit.plan import fingerprint, target
-from taqdit.source import source_digest, source_unchanged
-from taqdit.stages.bench import Bench, Waiting, seal
-from taqdit.statistics import Site
+from taqdit.stages.context import Bench, Waiting, seal
+from taqdit.stages.plan import fingerprint, target
+from taqdit.stages.source import source_digest, source_unchanged
 from taqdit.store import Stage
 
 NAME = KIND = "analysis"

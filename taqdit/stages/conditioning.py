@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from taqdit import conditioning, memory
-from taqdit.plan import conditioning_inputs
-from taqdit.stages.bench import Bench, Waiting, seal
+from taqdit.stages import out_of_memory as memory
+from taqdit.stages.context import Bench, Waiting, seal
+from taqdit.stages.plan import conditioning_inputs
 from taqdit.store import Stage
+from taqdit.trajectories import conditioning
 
 CLAIM = "encoding"
 

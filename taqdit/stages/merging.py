@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from taqdit.statistics import StepStatistics
+from taqdit.activations import StepStatistics
 
 
 @dataclass

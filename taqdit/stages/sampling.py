@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from taqdit import trajectory
-from taqdit.activations import Statistics
-from taqdit.plan import statistics_inputs, trajectory_inputs
-from taqdit.progress import Progress
-from taqdit.stages.bench import Bench, seal
+from taqdit.activations.stored import Statistics
+from taqdit.stages.context import Bench, seal
+from taqdit.stages.plan import statistics_inputs, trajectory_inputs
+from taqdit.stages.progress import Progress
 from taqdit.stages.statistics import StatisticsWork
 from taqdit.stages.trajectories import CLAIM, NoTracing, TrajectoryWork
-from taqdit.trajectory_set import TrajectorySet
+from taqdit.trajectories import trajectory
+from taqdit.trajectories.stored import TrajectorySet
 
 
 def sample_and_trace(

@@ -14,15 +14,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
-from taqdit import activations, trajectory
+from taqdit.activations import BatchSums, StepStatistics
+from taqdit.activations import stored as activations
 from taqdit.errors import NumericError
-from taqdit.stages.bench import Bench, Waiting, seal
+from taqdit.stages.context import Bench, Waiting, seal
 from taqdit.stages.merging import Merging
 from taqdit.stages.trajectories import CLAIM as TRAJECTORIES
 from taqdit.stages.trajectories import TrajectoryWork
-from taqdit.statistics import BatchSums, StepStatistics
 from taqdit.store import Stage, disk
-from taqdit.tracer import COUNT
+from taqdit.tracer.options import COUNT
+from taqdit.trajectories import trajectory
 
 CHECKPOINT_SECONDS = 60.0  # at least, between two checkpoints
 KEPT = 2  # checkpoints

@@ -8,12 +8,14 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from taqdit import images, memory, trajectory
 from taqdit.errors import NumericError
-from taqdit.progress import Progress
 from taqdit.sampler import ALL
-from taqdit.stages.bench import Bench, Waiting
+from taqdit.stages import out_of_memory as memory
+from taqdit.stages.context import Bench, Waiting
+from taqdit.stages.progress import Progress
 from taqdit.store import Stage, parallel
+from taqdit.trajectories import pictures as images
+from taqdit.trajectories import trajectory
 
 CLAIM = "batch"
 

@@ -8,9 +8,9 @@ from typing import Any
 from taqdit.analysis.weights import GRANULARITIES, WeightTable, analyse_weights
 from taqdit.errors import CorruptError
 from taqdit.models.linears import linear_paths, linears
-from taqdit.plan import Plan, target
 from taqdit.quantizer import BITS
-from taqdit.stages.bench import Bench, Waiting, seal
+from taqdit.stages.context import Bench, Waiting, seal
+from taqdit.stages.plan import Plan, target
 from taqdit.store import Stage
 
 log = logging.getLogger(__name__)

@@ -147,6 +147,11 @@ def allow_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def relative(path: Path, start: Path) -> str:
+    """`path` as seen from the folder `start`, so that outputs can be moved as a whole."""
+    return Path(os.path.relpath(path.resolve(), start.resolve())).as_posix()
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[BufferedReader]:
     """A file, open for reading. OSError when it cannot be read, or is no regular one: whoever opens

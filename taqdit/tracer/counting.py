@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from taqdit.activations import BinCounts
+from taqdit.activations.bins import BINS
 from taqdit.backend import mx, on_cpu
-from taqdit.statistics import BinCounts
-from taqdit.statistics.bins import BINS
 
 
 class RowFolds:

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from taqdit.activations import BatchSums, BinCounts, Layout
 from taqdit.errors import NumericError
-from taqdit.statistics import BatchSums, BinCounts, Layout
 from taqdit.tracer.counting import OneFold, RowFolds
 
 STATIC = "embed.context_in"  # the conditioning: the same at every step of a batch

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from taqdit.activations import BatchSums, Layout
 from taqdit.backend import mx, side_stream
-from taqdit.statistics import BatchSums, Layout
 from taqdit.tracer.background import Background
 from taqdit.tracer.host import PER_CHANNEL, STATIC, Counted, Evaluated, HostSide, Part, Rows
 from taqdit.tracer.reduce import Reduced, reduced

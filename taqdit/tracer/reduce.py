@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from taqdit.activations import SHIFT
 from taqdit.backend import mx
-from taqdit.statistics import SHIFT
 
 CHUNK = 64  # addends summed one after another in float32; their sums are summed again
 _MAGNITUDE = 0xFFF

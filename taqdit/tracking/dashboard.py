@@ -12,9 +12,9 @@ from typing import Any
 
 from taqdit.errors import ConfigError, InputError, StorageError
 from taqdit.quantizer import BITS
+from taqdit.store.secrets import mask_text
 from taqdit.tracking.credentials import key_configured
 from taqdit.tracking.mirror import metric_name, spread
-from taqdit.tracking.secrets import mask_text
 from taqdit.tracking.worker import describe
 
 PATIENCE = 20  # seconds that W&B may take to answer

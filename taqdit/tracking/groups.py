@@ -8,9 +8,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from taqdit import plain_yaml
-from taqdit.store import canonical_json, sha256_hex
-from taqdit.tracking.secrets import mask_secrets
+from taqdit.store import canonical_json, plain_yaml, sha256_hex
+from taqdit.store.secrets import mask_secrets
 
 SWEEP_FILE = "multirun.yaml"  # Hydra writes it into a sweep's folder before the first job
 ASIDE = {  # where a sweep runs and how it is shown, not what it asks

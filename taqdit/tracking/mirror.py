@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taqdit.tracking.exits import ExitGuard
-from taqdit.tracking.secrets import mask_text
+from taqdit.store.secrets import mask_text
+from taqdit.tracking.exit_hooks import ExitGuard
 from taqdit.tracking.tracker import RunInfo
 from taqdit.tracking.worker import Worker, describe
 

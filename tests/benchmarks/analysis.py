@@ -20,6 +20,11 @@ import numpy as np
 from scipy.special import ndtr
 
 from taqdit import backend
+from taqdit.activations import BinCounts, Layout, Site, StepStatistics
+from taqdit.activations.bins import PER_ROW, ROWS, edges_of
+from taqdit.activations.layer_json import layers_of
+from taqdit.activations.opened import open_statistics
+from taqdit.activations.overview import overview
 from taqdit.analysis.bits import sqnr_bits
 from taqdit.analysis.compare import compare, step_weights
 from taqdit.analysis.distribution import Distribution
@@ -28,16 +33,11 @@ from taqdit.analysis.outliers import outliers
 from taqdit.analysis.profile import profile
 from taqdit.analysis.static import StaticErrors, candidates
 from taqdit.analysis.weights import analyse_weights
-from taqdit.exports import open_statistics
-from taqdit.exports.layers import layers_of
 from taqdit.models import options
 from taqdit.models.linears import linears
 from taqdit.models.sites import site_paths
-from taqdit.overview import overview
 from taqdit.quantizer import BITS, Quantizer
 from taqdit.schedule import flow
-from taqdit.statistics import BinCounts, Layout, Site, StepStatistics
-from taqdit.statistics.bins import PER_ROW, ROWS, edges_of
 
 FOLDS, EXTENT, CFG_ROWS = 8, 16, 2
 STEPS = {"tiny": 30, "sd3_medium": 100}

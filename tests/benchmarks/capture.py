@@ -20,14 +20,15 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np
 
-from taqdit import backend, conditioning, trajectory
+from taqdit import backend
 from taqdit.backend import mx
 from taqdit.models.diffusionkit import dk
 from taqdit.models.options import tiny
-from taqdit.prompts import shapes
+from taqdit.prompts.options import shapes
 from taqdit.sampler import euler
 from taqdit.schedule import flow
 from taqdit.store import Stage
+from taqdit.trajectories import conditioning, trajectory
 
 CFG_SCALE = 2.0
 

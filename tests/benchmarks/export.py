@@ -27,14 +27,15 @@ from pathlib import Path
 
 import numpy as np
 
-from taqdit import conditioning, timestep_selection
-from taqdit.calibration import CalibrationSet
-from taqdit.prompts import Prompts
+from taqdit.calibration.calibration_set import CalibrationSet
+from taqdit.prompts.options import Prompts
 from taqdit.store import Stage
-from taqdit.survey.survey import Survey
-from taqdit.survey.verifying import verify
-from taqdit.trajectory import KIND, shard_name
-from taqdit.trajectory_set import TrajectorySet
+from taqdit.store_tools.survey import Survey
+from taqdit.store_tools.verification import verify
+from taqdit.timestep_selection import rules as timestep_selection
+from taqdit.trajectories import conditioning
+from taqdit.trajectories.stored import TrajectorySet
+from taqdit.trajectories.trajectory import KIND, shard_name
 
 STEPS, SHAPE, MARK = 50, (32, 32, 16), "0" * 64
 DEFAULT, FULL = 122, 1000

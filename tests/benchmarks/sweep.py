@@ -24,11 +24,15 @@ import time
 from collections import defaultdict
 
 import taqdit
-from taqdit import run, runs, session, showing, sweeping
-from taqdit.delivery import Delivery
-from taqdit.session import Session
-from taqdit.showing import Showing
-from taqdit.tracking import Tracker
+from taqdit import run
+from taqdit.runs import api as runs
+from taqdit.runs import display as showing
+from taqdit.runs import session
+from taqdit.runs import sweep as sweeping
+from taqdit.runs.display import Showing
+from taqdit.runs.exports import Delivery
+from taqdit.runs.session import Session
+from taqdit.tracking.options import Tracker
 
 RULES = ("paper_uniform", "dense_middle", "midpoint", "sigma_uniform")
 PARTS = {  # what of a job -> the functions that do it

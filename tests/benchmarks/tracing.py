@@ -17,17 +17,18 @@ from collections import defaultdict
 
 import numpy as np
 
-from taqdit import backend, trajectory
+from taqdit import backend
+from taqdit.activations import Layout, StepStatistics
 from taqdit.backend import mx
 from taqdit.models.options import tiny
 from taqdit.models.sites import site_paths
-from taqdit.prompts import shapes
+from taqdit.prompts.options import shapes
 from taqdit.sampler import euler
 from taqdit.schedule import flow
-from taqdit.statistics import Layout, StepStatistics
-from taqdit.tracer import block_inputs, post_gelu
+from taqdit.tracer.options import block_inputs, post_gelu
 from taqdit.tracer.probe import Probe
 from taqdit.tracer.taps import Taps
+from taqdit.trajectories import trajectory
 
 CFG_SCALE, BATCH = 2.0, 8
 

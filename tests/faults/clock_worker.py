@@ -34,7 +34,7 @@ time.localtime = lambda seconds=None: real_localtime(wrong() if seconds is None 
 time.gmtime = lambda seconds=None: real_gmtime(wrong() if seconds is None else seconds)
 datetime.datetime = Wrong
 
-from taqdit.cli import main  # noqa: E402
+from taqdit.cli.verbs import main  # noqa: E402
 
 sys.argv = ["taqdit", *sys.argv[2:]]
 try:

@@ -23,10 +23,10 @@ from store_lab import (
     unlike_the_reference,
 )
 
-from taqdit import images
 from taqdit.errors import CorruptError
 from taqdit.store import read_shard, verify_shard, write_shard
 from taqdit.store.digest import read_stamped
+from taqdit.trajectories import pictures as images
 
 
 def one_shard(root: Path) -> Path:

@@ -23,17 +23,17 @@ from faults.forging import Parts, canonical, framed
 from faults.measuring import cost
 from PIL import Image
 
-from taqdit import plain_yaml, prompts
-from taqdit.calibration import import_npz
-from taqdit.comparison.result import read as read_result
+from taqdit.activations.opened import open_statistics
+from taqdit.calibration.calibration_set import import_npz
 from taqdit.errors import CorruptError, TaqditError
-from taqdit.exports import open_statistics
-from taqdit.images import picture_owner, read_picture, write_picture
 from taqdit.models.sources import TinySource
-from taqdit.runs import open_run
-from taqdit.store import Stage, read_shard, sha256_hex
+from taqdit.prompts import options as prompts
+from taqdit.report.comparison.result import read as read_result
+from taqdit.runs.api import open_run
+from taqdit.store import Stage, plain_yaml, read_shard, sha256_hex
 from taqdit.store.journal import read_journal
-from taqdit.verbs.foreign_images import ForeignImages
+from taqdit.store_tools.foreign_images import ForeignImages
+from taqdit.trajectories.pictures import picture_owner, read_picture, write_picture
 
 MEGABYTE = 2**20
 DEEP = [b"[" * 10**5, b'{"a":' * 10**5, b"[" * 10**5 + b"]" * 10**5, b'{"a":' + b"[" * 10**5]

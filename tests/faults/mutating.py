@@ -20,13 +20,14 @@ from faults.forging import Parts
 from faults.measuring import Memory
 from statistics_oracle import statistics_of
 
-from taqdit import activations, trajectory
+from taqdit.activations import Layout, Site
+from taqdit.activations import stored as activations
 from taqdit.analysis.weights import _PLAIN, WeightTable, analyse_weights
-from taqdit.conditioning import Conditioning, encode, shard_name
 from taqdit.errors import CorruptError, InputError, StorageError
 from taqdit.stages import weights
-from taqdit.statistics import Layout, Site
 from taqdit.store import Stage
+from taqdit.trajectories import trajectory
+from taqdit.trajectories.conditioning import Conditioning, encode, shard_name
 
 REFUSALS = (CorruptError, InputError, StorageError)
 TEXT, LAYERS = "a cat", ("mm_00.img.fc1", "mm_00.img.fc2")

@@ -24,11 +24,11 @@ TOLERANCE = 1e-3  # of latents whose standard deviation is about 1
 
 def latents():
     """(2, 2, 8, 8, 16) float32: of two trajectories the latent in the middle and the last one."""
-    from taqdit import trajectory
     from taqdit.backend import mx
     from taqdit.models.options import tiny
     from taqdit.sampler import euler
     from taqdit.schedule import flow
+    from taqdit.trajectories import trajectory
 
     model = tiny().load()
     rows = [model.encode(text) for text in (*TEXTS, "", "")]

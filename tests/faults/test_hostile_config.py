@@ -52,7 +52,7 @@ TARGETS = {
     "taqdit.store.os.replace": {"src": "{folder}/kept", "dst": "{canary}"},
     "taqdit.store.publish_bytes": {"path": "{canary}", "content": "x"},
     "taqdit.store.disk.os.mkdir": {"path": "{canary}"},
-    "taqdit.stages.bench.time.sleep": {"secs": 60},
+    "taqdit.stages.context.time.sleep": {"secs": 60},
     "taqdit.config.build": {"node": {}},
     "taqdit.config.build.locate": {},
     "taqdit.config.build.importlib.import_module": {"name": "antigravity"},
@@ -69,8 +69,8 @@ TARGETS = {
     "taqdit.models.options.Path.touch": {"self": "{canary}"},
     "taqdit.models.options.logging.FileHandler": {"filename": "{canary}"},
     "taqdit.tracking.local.__class__": {},
-    "taqdit.exits.exit_with": {},  # modules without __all__
-    "taqdit.cli.main": {},
+    "taqdit.runs.exits.exit_with": {},  # modules without __all__
+    "taqdit.cli.verbs.main": {},
     "taqdit.run.application": {},
     ".os.system": {},
     "taqdit.prompts.": {},

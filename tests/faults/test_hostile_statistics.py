@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger import shows
 
+from taqdit.activations.opened import open_statistics
 from taqdit.errors import InputError
-from taqdit.exports import open_statistics
 
 MEGABYTE = 2**20
 T0, T1 = (f"{timestep:.6f}" for timestep in TIMESTEPS[:2])
@@ -297,9 +297,9 @@ def test_the_good_file_is_accepted(tmp_path):
 
 def test_no_more_members_than_a_file_may_have(tmp_path, monkeypatch):
     (tmp_path / "good.npz").write_bytes(file())
-    monkeypatch.setattr("taqdit.exports.imported.MAX_MEMBERS", 26)
+    monkeypatch.setattr("taqdit.activations.diagnostics_reader.MAX_MEMBERS", 26)
     open_statistics(tmp_path / "good.npz")
-    monkeypatch.setattr("taqdit.exports.imported.MAX_MEMBERS", 25)
+    monkeypatch.setattr("taqdit.activations.diagnostics_reader.MAX_MEMBERS", 25)
     with pytest.raises(InputError, match="lists 26 members"):
         open_statistics(tmp_path / "good.npz")
 

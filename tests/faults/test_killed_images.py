@@ -10,7 +10,7 @@ from conftest import command, tree
 from grid import kill
 from ledger import shows
 
-from taqdit.cli import dispatch
+from taqdit.cli.verbs import dispatch
 
 IMAGES, KILLS = 10, 10
 RECORDS = "outputs/runs/*/*/run.json"

@@ -21,10 +21,10 @@ import store_lab
 import test_store_claim
 from ledger import shows
 
-from taqdit import images
 from taqdit.errors import TaqditError
 from taqdit.store import aside, claim, digest, disk, document, layout, lock, shard
 from taqdit.store.stage import Stage
+from taqdit.trajectories import pictures as images
 
 
 def plain(function: object) -> Callable:

@@ -8,10 +8,10 @@ from conftest import ROOT, slow_unless, tree
 from ledger import shows
 
 import taqdit as package
-from taqdit import conditioning
 from taqdit.errors import NumericError
-from taqdit.prompts import shapes
+from taqdit.prompts.options import shapes
 from taqdit.store import Stage
+from taqdit.trajectories import conditioning
 
 STEPS, AT_STEP, ROW = 3, 1, 1  # poisoned: the second step of trajectory 3, row 1 of batch 1
 SMALL = (

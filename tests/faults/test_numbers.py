@@ -10,8 +10,8 @@ from statistics_oracle import statistics_of as on_host
 from test_reduce import as_numpy
 from test_reduce import statistics_of as on_device
 
+from taqdit.activations import Histogram, Layout, Site
 from taqdit.backend import mx
-from taqdit.statistics import Histogram, Layout, Site
 
 TYPES = {"float16": mx.float16, "float32": mx.float32, "bfloat16": mx.bfloat16}
 ROWS = 1_000_000

@@ -10,11 +10,11 @@ import pytest
 from conftest import ANALYTIC, ROOT, command, tree
 from ledger import shows
 
-from taqdit import conditioning, trajectory
-from taqdit.prompts import Prompts
+from taqdit.prompts.options import Prompts
 from taqdit.sampler import euler
 from taqdit.schedule import flow
 from taqdit.store import Stage, sha256_hex
+from taqdit.trajectories import conditioning, trajectory
 
 TEXTS = ("a large red circle at the center on a white background", "small blue ring, top")
 BATCHES = 4

@@ -15,9 +15,10 @@ from conftest import ANALYTIC, ROOT, command, slow_unless, tree
 from ledger import shows
 
 import taqdit as package
-from taqdit import calibration, memory
+from taqdit.calibration import calibration_set as calibration
 from taqdit.errors import ConfigError, ModelError
-from taqdit.memory import out_of_memory
+from taqdit.stages import out_of_memory as memory
+from taqdit.stages.out_of_memory import out_of_memory
 
 HUNGRY = (*ANALYTIC, "model._target_=hungry.gaussian", "sampler.num_trajectories=4")
 ERRORS = {
@@ -152,10 +153,10 @@ def test_the_advice_is_for_where_it_was_and_for_what_is_not_set(case):
 
 
 STAGES = (  # what fails, how the line begins
-    ("taqdit.session.encode_prompts", "encoding the prompts needs"),
+    ("taqdit.runs.session.encode_prompts", "encoding the prompts needs"),
     ("taqdit.stages.trajectories.decode", "decoding an image needs"),
-    ("taqdit.showing.latent_figures", "drawing the figures needs"),
-    ("taqdit.session.CalibrationSet", "this run needs"),
+    ("taqdit.runs.display.latent_figures", "drawing the figures needs"),
+    ("taqdit.runs.session.CalibrationSet", "this run needs"),
 )
 
 

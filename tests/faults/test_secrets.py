@@ -11,8 +11,8 @@ from ledger import shows
 
 import taqdit
 from taqdit import config
-from taqdit.tracking import secrets
-from taqdit.tracking.secrets import mask_settings
+from taqdit.store import secrets
+from taqdit.store.secrets import mask_settings
 
 SECRETS = {  # setting -> what must not be written
     "note": "0123456789abcdef" * 2 + "89abcdef",  # in the form of W&B's keys

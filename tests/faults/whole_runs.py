@@ -27,8 +27,8 @@ from store_lab import FaultyDisk, QuickDisk, using
 import taqdit as package
 from taqdit.errors import TaqditError
 from taqdit.store import Stage, parallel
-from taqdit.survey.survey import Survey
-from taqdit.survey.verifying import verify
+from taqdit.store_tools.survey import Survey
+from taqdit.store_tools.verification import verify
 
 FORMULA = (
     *ANALYTIC,

@@ -6,8 +6,8 @@ TAQDIT_PLUGINS=eager.
 
 from dataclasses import replace
 
-from taqdit import tracer
 from taqdit.models import options as models
+from taqdit.tracer import options as tracer
 
 __all__ = ["broken", "giant", "post_gelu"]
 

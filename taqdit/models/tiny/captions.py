@@ -5,13 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from taqdit.models.tiny.scenes import (
-    BACKGROUND_NAMES,
-    COLOUR_NAMES,
-    POSITIONS,
-    SHAPES,
-    SIZES,
-)
+from taqdit.models.tiny.scenes import BACKGROUND_NAMES, COLOUR_NAMES, POSITIONS, SHAPES, SIZES
 
 PREFIXES = ("a photo of", "a picture of", "an image of", "a drawing of")
 TEMPLATES_ONE = (

@@ -7,12 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from taqdit.models.tiny.scenes import (
-    ATTRIBUTES,
-    POSITIONS,
-    Scenes,
-    present,
-)
+from taqdit.models.tiny.scenes import ATTRIBUTES, POSITIONS, Scenes, present
 
 OBJECT_WEIGHT, CELL_WEIGHT = 5.0, 1.5
 

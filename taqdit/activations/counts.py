@@ -1,0 +1,105 @@
+"""Bin counts that hold only the exponents seen, in 32 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from taqdit.activations.bins import BINS, PER_ROW, ROWS
+
+MOST = 2**32 - 1
+
+
+@dataclass(eq=False)
+class BinCounts:
+    """How often each bin was hit, per fold.
+
+    `rows` (K,) uint16 are the signs and exponents seen, sorted; `counts` (F, K, 16) uint32.
+    """
+
+    rows: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def empty(cls, folds: int) -> BinCounts:
+        """Nothing counted."""
+        return cls(np.empty(0, np.uint16), np.empty((folds, 0, PER_ROW), np.uint32))
+
+    @classmethod
+    def of(cls, dense: np.ndarray, seen: Sequence[int], *, folds: int) -> BinCounts:
+        """From counts of all 8192 bins, integers below 2^32, of each fold that was seen: (P, 8192)
+        for the folds `seen` (P,)."""
+        hit = np.bitwise_or.reduce(dense, axis=0).reshape(ROWS, PER_ROW).any(axis=1)
+        rows = np.flatnonzero(hit)
+        counts = np.zeros((folds, len(rows), PER_ROW), np.uint32)
+        counts[seen] = dense.reshape(len(dense), ROWS, PER_ROW)[:, rows]
+        return cls(rows.astype(np.uint16), counts)
+
+    @classmethod
+    def of_codes(cls, codes: Mapping[int, np.ndarray], *, folds: int) -> BinCounts:
+        """Count codes, uint16 arrays of any shape, one of each fold that was seen."""
+        dense = [np.bincount(each.reshape(-1), minlength=BINS) for each in codes.values()]
+        return cls.of(np.stack(dense), list(codes), folds=folds)
+
+    @property
+    def total(self) -> int:
+        """Values counted, NaN and Inf among them."""
+        return int(self.counts.sum(dtype=np.int64))
+
+    def of_folds(self, chosen: np.ndarray) -> BinCounts:
+        """The counts of some folds, `chosen` (F,) bool."""
+        return BinCounts(self.rows, self.counts[chosen])
+
+    def without_zero(self) -> BinCounts:
+        """The counts of what is not zero, nor below 2^-126."""
+        kept = (self.rows & 0xFF) > 0
+        return BinCounts(self.rows[kept], self.counts[:, kept])
+
+    def merged(self, other: BinCounts) -> BinCounts:
+        """Both together. Raises OverflowError beyond 32 bits."""
+        if len(self.rows) == len(other.rows) and (self.rows == other.rows).all():
+            return BinCounts(self.rows, _added(self.counts, other.counts))
+        rows = np.union1d(self.rows, other.rows)
+        return BinCounts(rows, _added(self._on(rows), other._on(rows)))
+
+    def _on(self, rows: np.ndarray) -> np.ndarray:
+        """The counts on more rows."""
+        counts = np.zeros((len(self.counts), len(rows), PER_ROW), np.uint32)
+        counts[:, np.searchsorted(rows, self.rows)] = self.counts
+        return counts
+
+
+def _added(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    both = one + other
+    if (both < one).any():
+        raise OverflowError("a bin was hit more than 2^32 - 1 times; raise tracer.folds")
+    return both
+
+
+def joined(tables: Sequence[BinCounts]) -> dict[str, np.ndarray]:
+    """Tables of the same folds side by side: rows (sum K,), counts (F, sum K, 16), ends (S,)."""
+    return {
+        "rows": np.concatenate([table.rows for table in tables]),
+        "counts": np.concatenate([table.counts for table in tables], axis=1),
+        "ends": np.cumsum([len(table.rows) for table in tables]).astype(np.int64),
+    }
+
+
+def table_shapes(*, rows: int, folds: int, sites: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """What `joined` gives: name -> dtype and shape."""
+    return {
+        "rows": (np.uint16, (rows,)),
+        "counts": (np.uint32, (folds, rows, PER_ROW)),
+        "ends": (np.int64, (sites,)),
+    }
+
+
+def split(joint: Mapping[str, np.ndarray]) -> list[BinCounts]:
+    """The tables that `joined` put together, as views. Raises ValueError if they do not fit."""
+    rows, counts, ends = joint["rows"], joint["counts"], joint["ends"]
+    starts = np.concatenate([[0], ends[:-1]])
+    if (ends < starts).any() or ends[-1] != len(rows) or (rows >= ROWS).any():
+        raise ValueError("its histogram tables do not fit together")
+    return [BinCounts(rows[a:b], counts[:, a:b]) for a, b in zip(starts, ends, strict=True)]

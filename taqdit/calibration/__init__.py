@@ -1,0 +1,1 @@
+"""The calibration set: trajectories x timestep selection, as a view."""

@@ -1,0 +1,5 @@
+"""The `taqdit` command and its verbs."""
+
+from taqdit.cli.verbs import dispatch, main
+
+__all__ = ["dispatch", "main"]

@@ -1,0 +1,5 @@
+"""`python -m taqdit.cli`."""
+
+from taqdit.cli.verbs import main
+
+main()

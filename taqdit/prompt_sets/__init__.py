@@ -1,1 +1,0 @@
-"""The prompts that come with the package."""

@@ -1,0 +1,17 @@
+"""Prompts: sets that come with the package, and files."""
+
+from taqdit.prompts.options import (
+    Prompts,
+    file,
+    paper_20,
+    shapes,
+    varied_1000,
+)
+
+__all__ = [
+    "Prompts",
+    "file",
+    "paper_20",
+    "shapes",
+    "varied_1000",
+]

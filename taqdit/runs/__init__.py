@@ -1,0 +1,1 @@
+"""One run: its course, its record, what it writes and shows."""

@@ -1,0 +1,121 @@
+"""A whole store: its stages, the runs that refer to them, what lies about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taqdit.errors import InputError
+from taqdit.store.digest import parse_object
+from taqdit.store.layout import parse
+from taqdit.store_tools.runs_found import RunFound, runs_of
+from taqdit.store_tools.stage_folder import Replaced, Surveyed, replaced_in, sizes_below, stages_of
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What a store holds."""
+
+    store: Path
+    stages: tuple[Surveyed, ...]
+    replaced: tuple[Replaced, ...]
+    beside: tuple[RunFound, ...]  # all runs that were found, also those over another store
+
+    @classmethod
+    def of(cls, store: Path) -> Survey:
+        """Look at a store; see `find_store`. Nothing is changed."""
+        return cls(store, tuple(stages_of(store)), tuple(replaced_in(store)), tuple(runs_of(store)))
+
+    @property
+    def runs(self) -> list[RunFound]:
+        """The runs that use this store, or whose records cannot be read."""
+        here = self.store.resolve()
+        return [run for run in self.beside if run.problem or run.store == here]
+
+    def chosen(self, name: str | None) -> list[Surveyed]:
+        """The stages of a kind, or with this folder or beginning of it; None: all.
+
+        Raises InputError if there is none.
+        """
+        found = [each for each in self.stages if name is None or _is_meant(each, name)]
+        if name is not None and not found:
+            there = ", ".join(each.name for each in self.stages[:4]) or "nothing"
+            there += f" and {len(self.stages) - 4} more" if self.stages[4:] else ""
+            raise InputError(f"the store {self.store} has no stage {name!r}; it holds {there}")
+        return found
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Every file of the store, of whatever kind, and its bytes."""
+        return sizes_below(self.store)
+
+    def references(self, stage: Surveyed) -> list[RunFound]:
+        """The runs that refer to a stage, the last one last.
+
+        run.json names the stages of data. An analysis belongs to the runs over the statistics it
+        was made of; a figure to those over its data, and if it shows a selection, with that rule.
+        """
+        return [run for run in self.runs if self._refers(run, stage)]
+
+    def _refers(self, run: RunFound, stage: Surveyed) -> bool:
+        inputs = stage.inputs
+        if stage.kind == "figures":
+            statistics = _listed(inputs) or [None]
+            return (
+                run.stages.get("trajectories") == inputs.get("trajectories")
+                and run.stages.get("statistics") in (statistics[0], None)
+                and inputs.get("rule") in (run.rule, None)
+            )
+        if stage.kind == "analysis":
+            return run.stages.get("statistics") in self.analysed(stage)
+        mark = run.stages.get(stage.kind, "")
+        return mark.startswith(stage.fingerprint or stage.folder.name)
+
+    def analysed(self, stage: Surveyed) -> set[str]:
+        """The fingerprints of the statistics in the store that an analysis was made of."""
+        return self._analysed.get(stage.name, set())
+
+    @cached_property
+    def _analysed(self) -> dict[str, set[str]]:
+        """Analysis folder -> fingerprints of the statistics that it was made of."""
+        digests = {
+            digest: stage.fingerprint
+            for stage in self.stages
+            if stage.kind == "statistics"
+            for digest in digests_of(stage)
+            if digest
+        }
+        return {
+            stage.name: {
+                digests[str(each)] for each in _listed(stage.inputs) if str(each) in digests
+            }
+            for stage in self.stages
+            if stage.kind == "analysis"
+        }
+
+
+def _is_meant(stage: Surveyed, name: str) -> bool:
+    return name in (stage.kind, stage.name) or (
+        len(name) >= 4 and (stage.folder.name.startswith(name) or stage.name.startswith(name + "/"))
+    )
+
+
+def _listed(inputs: Mapping[str, Any]) -> list[Any]:
+    found = inputs.get("statistics")
+    return found if isinstance(found, list) else []
+
+
+def digests_of(stage: Surveyed) -> Iterator[str | None]:
+    """What the shards of statistics say is their digest, which is not checked here; None for one
+    that does not say."""
+    for name in set(stage.files) - set(stage.working):
+        try:
+            text, _ = parse(np.memmap(stage.folder / name, np.uint8, "r"))
+            yield str(parse_object(text).get("sha256"))
+        except (OSError, ValueError):
+            yield None

@@ -1,0 +1,41 @@
+"""Which steps of a trajectory become calibration points: rules, and what they choose from."""
+
+from taqdit.timestep_selection.rules import (
+    Rule,
+    Selection,
+    all,
+    coverage_optimal,
+    dense_middle,
+    drift_weighted,
+    every_nth,
+    explicit,
+    interleaved,
+    midpoint,
+    normal,
+    paper_stride,
+    paper_uniform,
+    random_per_trajectory,
+    regret_optimal,
+    sigma_uniform,
+    stratified_random,
+)
+
+__all__ = [
+    "Rule",
+    "Selection",
+    "all",
+    "coverage_optimal",
+    "dense_middle",
+    "drift_weighted",
+    "every_nth",
+    "explicit",
+    "interleaved",
+    "midpoint",
+    "normal",
+    "paper_stride",
+    "paper_uniform",
+    "random_per_trajectory",
+    "regret_optimal",
+    "sigma_uniform",
+    "stratified_random",
+]

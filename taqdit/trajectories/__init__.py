@@ -1,0 +1,1 @@
+"""Trajectories: conditioning, sampling, and what is stored of them."""
