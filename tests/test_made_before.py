@@ -1,4 +1,4 @@
-"""Stores made before are reused: the fingerprints of every option, and a small store of version 0.1.
+"""Stores made before are reused: fingerprints of every option, and a small store of version 0.1.
 
 `made_before/store.tar.xz` holds the stages of one small run of the embedded model (conditioning,
 trajectories, statistics, weights); `made_before/fingerprints.json` how folders were named then, for
