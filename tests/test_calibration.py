@@ -16,8 +16,8 @@ from taqdit.prompts.options import Prompts
 from taqdit.store import Stage, npz, shard
 from taqdit.timestep_selection import rules as timestep_selection
 from taqdit.timestep_selection.rules import Selection
-from taqdit.trajectories.stored import TrajectorySet
-from taqdit.trajectories.trajectory import KIND, shard_name
+from taqdit.trajectories.shards import KIND, shard_name
+from taqdit.trajectories.trajectory_set import TrajectorySet
 
 TOKENS, POOLED = 3, 20
 UNIFORM = partial(timestep_selection.paper_uniform, count=3)

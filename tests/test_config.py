@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from taqdit import config
 from taqdit.config.refused import names
 from taqdit.errors import ConfigError, InputError
-from taqdit.stages.plan import (
+from taqdit.stages import kinds
+from taqdit.stages.fingerprints import (
     COSMETIC,
     NUMERIC,
     TRACED,
@@ -326,7 +327,7 @@ def leaves(node, prefix=""):
 
 
 def side(path):
-    tables = NUMERIC, TRACED, COSMETIC
+    tables = *(kind.keys for kind in kinds.KINDS), COSMETIC
     return [table for table in tables if any(_covers(k, path) for k in table)]
 
 

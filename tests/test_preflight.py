@@ -13,7 +13,7 @@ from taqdit.errors import StorageError
 from taqdit.models.spec import ModelSpec
 from taqdit.stages import preflight
 from taqdit.stages.remaining import remaining
-from taqdit.trajectories.trajectory import shard_name
+from taqdit.trajectories.shards import shard_name
 
 
 def estimate(*overrides, free=10**12):
@@ -30,21 +30,21 @@ def test_the_estimate_is_what_a_run_writes(tmp_path, monkeypatch, mode):
     shards = list(tmp_path.glob("outputs/store/trajectories/*/*.safetensors"))
     written = sum(path.stat().st_size for path in shards)
     headers = 800 * len(shards)
-    assert found.trajectory_bytes <= written <= found.trajectory_bytes + headers
+    assert found.nbytes["trajectory"] <= written <= found.nbytes["trajectory"] + headers
     exported = run.folder / "calibration.npz"
     npz = exported.stat().st_size if exported.exists() else 0
-    assert found.export_bytes <= npz <= found.export_bytes + 4000
+    assert found.nbytes["export"] <= npz <= found.nbytes["export"] + 4000
     assert exported.exists() is (mode != "latents=final")
     pictures = sum(p.stat().st_size for p in tmp_path.glob("outputs/store/trajectories/*/*.png"))
-    assert pictures <= found.picture_bytes
+    assert pictures <= found.nbytes["picture"]
     if exported.exists():
         assert found.points == run.summary["calibration"]["points"]
 
 
 def test_conditioning_that_is_not_stored_takes_no_room():
-    assert estimate().conditioning_bytes > 0
+    assert estimate().nbytes["conditioning"] > 0
     found = estimate("prompts.store_conditioning=false")
-    assert found.conditioning_bytes == 0
+    assert found.nbytes["conditioning"] == 0
     assert "conditioning" not in preflight.describe(found)
 
 
@@ -215,12 +215,12 @@ def test_statistics_go_on_from_what_is_read(
     found = remaining(plan, whole, tmp_path, marks)
     assert found.stored["traced"] == (read, 8)
     assert (found.forwards_left, found.replays_left) == (4 * (4 - batches), replays)
-    others = whole.conditioning_bytes + whole.picture_bytes + whole.export_bytes
-    others += whole.analysis_bytes + whole.trajectory_bytes * (4 - batches) // 4
-    assert found.bytes_left == others + whole.statistics_bytes * files // 4
+    others = whole.nbytes["conditioning"] + whole.nbytes["picture"] + whole.nbytes["export"]
+    others += whole.nbytes["analysis"] + whole.nbytes["trajectory"] * (4 - batches) // 4
+    assert found.bytes_left == others + whole.nbytes["statistics"] * files // 4
 
 
 def test_a_run_that_traces_nothing_needs_no_room_for_statistics():
     found = estimate("stages=[conditioning,trajectories]")
-    assert (found.statistics_bytes, found.analysis_bytes) == (0, 0)
-    assert estimate().statistics_bytes > 0
+    assert (found.nbytes["statistics"], found.nbytes["analysis"]) == (0, 0)
+    assert estimate().nbytes["statistics"] > 0

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from taqdit.activations import stored as activations
 from taqdit.schedule import flow
 from taqdit.stages import context as bench
 from taqdit.stages import statistics
-from taqdit.stages.trajectories import TrajectoryWork
+from taqdit.stages.sampling import turns
 from taqdit.store import Stage
 from taqdit.store.disk import Disk
 
@@ -241,13 +242,19 @@ def test_batches_ahead_wait_where_much_lies_to_be_merged():
 
 
 def test_the_first_batch_of_all_is_never_put_off(tmp_path):
-    asked = []
-    work = TrajectoryWork.__new__(TrajectoryWork)
-    work.stage = World(tmp_path).stage()
-    work._complete_batch = lambda number, _: asked.append(number)
-    crowd = SimpleNamespace(crowded=True, catch_up=lambda: False)
-    assert [work._try(number, 3, crowd) for number in (3, 4)] == [True, False]
-    assert asked == [3]
+    """The second one is looked at again only after the first is complete."""
+    seen = []
+    crowd = SimpleNamespace(crowded=True, catch_up=lambda: seen.append("look"), awaited=[])
+    batches = turns(World(tmp_path).stage(), [3, 4], crowd)
+    for number in islice(batches, 2):
+        seen.append(number)
+    batches.close()
+    assert seen == ["look", 3, "look", "look", 4]
+    seen, crowd.crowded = [], False
+    crowd.catch_up = lambda: seen.append("look")
+    for number in islice(turns(World(tmp_path).stage(), [3, 4], crowd), 2):
+        seen.append(number)
+    assert seen == ["look", 3, "look", 4]
 
 
 def test_without_file_locks_the_bytes_are_the_same(reference):

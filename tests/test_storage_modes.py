@@ -13,7 +13,7 @@ from taqdit.errors import InputError, NumericError
 from taqdit.prompts.options import Prompts
 from taqdit.sampler import euler
 from taqdit.store import Stage
-from taqdit.trajectories import conditioning, trajectory
+from taqdit.trajectories import conditioning, sampling, shards
 
 STEPS, COUNT = 4, 4
 SMALL = (
@@ -156,9 +156,9 @@ def test_a_latent_beyond_half_precision_is_refused(tmp_path):
     latents[1, 0, 0, 3] = 70_000
 
     def write(**options):
-        trajectory.write_trajectory(
+        shards.write_trajectory(
             stage,
-            trajectory.Batch.of(0, sampler=sampler, prompts=prompts),
+            sampling.Batch.of(0, sampler=sampler, prompts=prompts),
             0,
             latents=latents,
             sigmas=np.zeros(3),

@@ -22,7 +22,7 @@ from taqdit.cli.verbs import dispatch
 from taqdit.errors import ConfigError, CorruptError, InputError, StorageError
 from taqdit.runs.api import launch, open_run
 from taqdit.runs.record import publish_pointers, publish_record
-from taqdit.stages.plan import fingerprint
+from taqdit.stages.fingerprints import fingerprint
 from taqdit.store import Stage, disk, make_folder, publish_json, read_shard
 from taqdit.store.aside import claim_of, put_back, rename_away
 from taqdit.store.claim import claim

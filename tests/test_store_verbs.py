@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import taqdit as package
 from taqdit.cli import rerun
 from taqdit.errors import ConfigError, CorruptError, InputError
-from taqdit.stages.plan import fingerprint
+from taqdit.stages.fingerprints import fingerprint
 from taqdit.store import Stage, publish_json, read_shard, sha256_file, write_shard
 from taqdit.store.digest import read_stamped, stamp
 from taqdit.store.disk import guarded

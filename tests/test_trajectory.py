@@ -9,8 +9,8 @@ from taqdit.prompts.options import Prompts
 from taqdit.sampler import euler, heun
 from taqdit.schedule import flow
 from taqdit.store import Stage
-from taqdit.trajectories import conditioning, trajectory
-from taqdit.trajectories.stored import TrajectorySet
+from taqdit.trajectories import conditioning, sampling, shards
+from taqdit.trajectories.trajectory_set import TrajectorySet
 
 TEXTS = ("a large red circle at the center on a white background", "small blue ring, top")
 PROMPTS = Prompts(TEXTS, (None, None))
@@ -36,9 +36,9 @@ def rows(tiny_model, tmp_path_factory):
 
 
 def run(model, rows, *, sampler, num_steps, number=0):
-    batch = trajectory.Batch.of(number, sampler=sampler, prompts=PROMPTS)
+    batch = sampling.Batch.of(number, sampler=sampler, prompts=PROMPTS)
     sigmas = flow(num_steps=num_steps).sigmas()
-    found = trajectory.sample(model, batch, rows.guided, sigmas=sigmas, sampler=sampler)
+    found = sampling.sample(model, batch, rows.guided, sigmas=sigmas, sampler=sampler)
     return np.stack([latent for _, latent in found], axis=1)
 
 
@@ -91,7 +91,7 @@ def test_heun_runs_through_the_same_generator(tiny_model, rows):
 
 
 def test_a_batch_is_a_function_of_its_number():
-    batch = trajectory.Batch.of(2, sampler=euler(seed=10, batch_size=3), prompts=PROMPTS)
+    batch = sampling.Batch.of(2, sampler=euler(seed=10, batch_size=3), prompts=PROMPTS)
     assert list(batch.indices) == [6, 7, 8]
     assert batch.texts == (TEXTS[0], TEXTS[1], TEXTS[0])
     assert batch.seeds == (16, 17, 18)
@@ -127,11 +127,9 @@ class Toy:
 
 def toy_batch(model):
     sampler = euler(batch_size=2)
-    batch = trajectory.Batch.of(0, sampler=sampler, prompts=PROMPTS)
+    batch = sampling.Batch.of(0, sampler=sampler, prompts=PROMPTS)
     sigmas = flow(num_steps=4).sigmas()
-    return trajectory.sample(
-        model, batch, lambda texts: (None, None), sigmas=sigmas, sampler=sampler
-    )
+    return sampling.sample(model, batch, lambda texts: (None, None), sigmas=sigmas, sampler=sampler)
 
 
 def test_leaving_the_loop_early_leaves_the_models_context():
@@ -152,10 +150,10 @@ def test_nan_is_refused_at_its_step():
 
 def write_two(folder, *, latents):
     stage = open_stage(folder)
-    batch = trajectory.Batch.of(0, sampler=euler(batch_size=2), prompts=PROMPTS)
+    batch = sampling.Batch.of(0, sampler=euler(batch_size=2), prompts=PROMPTS)
     sigmas = flow(num_steps=2).sigmas()
     for row in range(2):
-        trajectory.write_trajectory(
+        shards.write_trajectory(
             stage,
             batch,
             row,
@@ -173,7 +171,7 @@ def test_a_set_reads_what_was_written(tmp_path):
     found = TrajectorySet(stage, count=2, prompts=PROMPTS)
     assert (len(found), found.num_steps) == (2, 2)
     np.testing.assert_array_equal(found.latents(1), latents[1])
-    np.testing.assert_array_equal(trajectory.final_latent(stage, 0), latents[0, -1])
+    np.testing.assert_array_equal(shards.final_latent(stage, 0), latents[0, -1])
     np.testing.assert_array_equal(found.timesteps, found.sigmas * 1000)
     with pytest.raises(IndexError):
         found.latents(2)
@@ -182,7 +180,7 @@ def test_a_set_reads_what_was_written(tmp_path):
 def test_a_damaged_trajectory_is_not_read(tmp_path):
     stage = write_two(tmp_path, latents=np.ones((2, 3, 4, 4, 16), np.float32))
     found = TrajectorySet(stage, count=2, prompts=PROMPTS)
-    path = stage.path(trajectory.shard_name(1))
+    path = stage.path(shards.shard_name(1))
     path.write_bytes(path.read_bytes()[:-7] + b"\x01" + path.read_bytes()[-6:])
     with pytest.raises(CorruptError):
         found.latents(1)
@@ -199,7 +197,7 @@ def test_a_stage_json_that_is_damaged_later_condemns_no_trajectory(tmp_path):
     write_two(tmp_path, latents=np.ones((2, 3, 2, 2, 16), np.float32))
     stage = open_stage(tmp_path)
     stage.path("stage.json").write_bytes(b"{}")
-    units = {trajectory.shard_name(index): index for index in (0, 1)}
-    found = stage.valid(units, lambda path: trajectory.read_trajectory(stage, units[path.name]))
+    units = {shards.shard_name(index): index for index in (0, 1)}
+    found = stage.valid(units, lambda path: shards.read_trajectory(stage, units[path.name]))
     assert found == set(units)
     assert stage.moved_aside == []

@@ -19,8 +19,8 @@ from taqdit.errors import NumericError, StorageError
 from taqdit.models.linears import linear_paths, linears
 from taqdit.models.options import tiny
 from taqdit.quantizer import BITS
-from taqdit.stages.context import Bench
-from taqdit.stages.weights import weight_inputs, weight_table
+from taqdit.stages.context import StageContext
+from taqdit.stages.weights import WEIGHTS, weight_inputs, weight_table
 
 SIZES = (None, 128, 64, 32)
 RNG = np.random.default_rng
@@ -238,7 +238,7 @@ def with_model(bench, mmdit):
     return bench
 
 
-class NoModel(Bench):
+class NoModel(StageContext):
     @property
     def model(self):
         raise AssertionError("the model is loaded")
@@ -247,7 +247,7 @@ class NoModel(Bench):
 @pytest.fixture
 def made(plan, tmp_path, mmdit):
     """The folder of a stage that is there, and its table."""
-    bench = with_model(Bench(plan, tmp_path), mmdit)
+    bench = with_model(StageContext(plan, tmp_path), mmdit)
     table = weight_table(bench)
     return tmp_path / bench.report("weights").folder, table
 
@@ -288,7 +288,7 @@ def test_a_corrupt_shard_is_moved_aside_and_made_again(made, plan, tmp_path, mmd
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     with pytest.raises(AssertionError, match="the model is loaded"):
         weight_table(NoModel(plan, tmp_path))
-    bench = with_model(Bench(plan, tmp_path), mmdit)
+    bench = with_model(StageContext(plan, tmp_path), mmdit)
     assert_same(weight_table(bench), made[1])
     assert bench.report("weights").made == 89
     assert path.read_bytes() == good  # byte for byte
@@ -313,7 +313,7 @@ def test_a_run_waits_for_the_one_that_computes(made, plan, tmp_path):
     path = shard(made[0])
     hidden = path.rename(path.with_suffix(".hidden"))
     bench, found = NoModel(plan, tmp_path), []
-    with bench.stage("weights", weight_inputs(plan)) as (stage, _), stage.claim("weights") as mine:
+    with bench.stage(WEIGHTS) as (stage, _), stage.claim("weights") as mine:
         assert mine
         waiting = threading.Thread(target=lambda: found.append(weight_table(bench)))
         waiting.start()
@@ -341,7 +341,7 @@ def test_where_the_structure_is_unknown_the_table_is_empty(plan, tmp_path):
 def test_nan_in_the_model_leaves_no_table(plan, tmp_path):
     mmdit = tiny().load().mmdit
     mmdit.final_layer.linear.weight *= mx.array(float("nan"))
-    bench = with_model(Bench(plan, tmp_path), mmdit)
+    bench = with_model(StageContext(plan, tmp_path), mmdit)
     with pytest.raises(NumericError, match=r"final\.linear"):
         weight_table(bench)
     folder = tmp_path / bench.report("weights").folder

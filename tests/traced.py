@@ -13,7 +13,7 @@ from taqdit.schedule import flow
 from taqdit.tracer.options import block_inputs
 from taqdit.tracer.probe import Probe
 from taqdit.tracer.taps import Taps
-from taqdit.trajectories import trajectory
+from taqdit.trajectories import sampling
 
 TEXTS = (
     "a large red circle at the center on a white background",
@@ -79,7 +79,7 @@ class Tracing:
         self.steps, self.activations, self.folds, self.told = {}, {}, [], []
 
     def batch(self, number=0):
-        return trajectory.Batch.of(number, sampler=self.sampler, prompts=self.prompts)
+        return sampling.Batch.of(number, sampler=self.sampler, prompts=self.prompts)
 
     def taps(self, **options):
         return KeepingTaps(self.model.mmdit, self._paths, **options)
@@ -95,7 +95,7 @@ class Tracing:
 
     def sample(self, number=0, probe=None, guided=None):
         """Latents (num_steps + 1, N, h, w, 16) of a batch."""
-        found = trajectory.sample(
+        found = sampling.sample(
             self.model,
             self.batch(number),
             guided or self.guided,
@@ -118,7 +118,7 @@ class Tracing:
 
     def replay(self, latents, steps, number=0, probe=None):
         """Read the steps of a batch again, from latents as `sample` gave them."""
-        found = trajectory.replay(
+        found = sampling.replay(
             self.model,
             self.batch(number),
             self.guided,

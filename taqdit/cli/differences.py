@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from taqdit.runs.record import installed
-from taqdit.stages.plan import (
-    Plan,
-    conditioning_inputs,
-    fingerprint,
-    statistics_inputs,
-    trajectory_inputs,
-)
+from taqdit.stages import kinds
+from taqdit.stages.fingerprints import fingerprint
+from taqdit.stages.plan import Plan
 from taqdit.store.digest import read_object
 
 DIGITS = 12  # of a digest, for people
@@ -43,9 +39,10 @@ def _stages(marks: Mapping[str, str], store: Path, plan: Plan) -> Iterator[str]:
     """Stages that will not be found in the store, and why; changed weights once."""
     before: dict[str, str] = {}
     for name, mark in marks.items():
-        if name not in _inputs() or (name == "statistics" and not plan.traced):
+        kind = kinds.stored().get(name)
+        if kind is None or kind.inputs is None or not kind.is_used(plan):
             continue
-        inputs = _inputs()[name](plan)
+        inputs = kind.inputs(plan)
         recorded = _stored_inputs(store, name, mark)
         if recorded is None:
             yield f"  stage     {name}: {mark[:DIGITS]} is not in the store any more"
@@ -57,18 +54,6 @@ def _stages(marks: Mapping[str, str], store: Path, plan: Plan) -> Iterator[str]:
         shown = {name: digest[:DIGITS] for name, digest in before.items()}
         now = {name: digest[:DIGITS] for name, digest in plan.model.weights().items()}
         yield from _changes("weights", shown, now)
-
-
-def _inputs() -> dict[str, Callable[[Plan], dict[str, Any]]]:
-    """What names each stage's folder, by the stage's name."""
-    from taqdit.stages import weight_inputs
-
-    return {
-        "conditioning": conditioning_inputs,
-        "trajectories": trajectory_inputs,
-        "statistics": statistics_inputs,
-        "weights": weight_inputs,
-    }
 
 
 def _stored_inputs(store: Path, name: str, mark: str) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from taqdit.prompts.options import Prompts
 from taqdit.quantizer import BITS
 from taqdit.sampler import FINAL, SELECTED, Sampler
 from taqdit.schedule import Schedule
+from taqdit.stages import kinds
 from taqdit.stages.plan import Plan
 from taqdit.timestep_selection.selection import Evidence, bound, needs_evidence
 from taqdit.tracer.options import TracerOptions
@@ -50,17 +51,6 @@ KINDS: dict[str, type] = {
     "plots": PlotOptions,
     "tracking": TrackingOptions,
 }
-STORED = ("conditioning", "trajectories", "statistics", "weights", "analysis", "figures")
-STAGES = (
-    "conditioning",
-    "trajectories",
-    "statistics",
-    "weights",
-    "calibration",
-    "analysis",
-    "figures",
-    "report",
-)
 PREFLIGHT = ("on", "only", "off")
 
 
@@ -117,13 +107,14 @@ def _section_problems(config: DictConfig) -> Iterator[str]:
 
 
 def _stage_problems(config: DictConfig) -> Iterator[str]:
-    stages = list(STAGES) if config.stages == "all" else _names(config.stages)
-    if not stages or set(stages) - set(STAGES):
-        yield f"stages={config.stages} must be all or a list out of {', '.join(STAGES)}"
+    every, stored = kinds.stage_names(), kinds.stored()
+    stages = every if config.stages == "all" else _names(config.stages)
+    if not stages or set(stages) - set(every):
+        yield f"stages={config.stages} must be all or a list out of {', '.join(every)}"
     refresh = _names(config.refresh)
-    if refresh is None or set(refresh) - set(STORED):
+    if refresh is None or set(refresh) - set(stored):
         yield (
-            f"refresh={config.refresh} must be a list out of {', '.join(STORED)};"
+            f"refresh={config.refresh} must be a list out of {', '.join(stored)};"
             " what is not stored is always made anew"
         )
     elif stages and set(refresh) - set(stages):
@@ -198,9 +189,9 @@ def _evidence_problems(config: DictConfig, select: Any, tracer: TracerOptions) -
     made = config.inputs.calibration is None and config.inputs.statistics is None
     if not (made and needs_evidence(select)):
         return []
-    stages = STAGES if config.stages == "all" else _names(config.stages) or ()
+    stages = kinds.stage_names() if config.stages == "all" else _names(config.stages) or ()
     missing = "tracer reads nothing" if not tracer.places else "stages leaves out statistics"
-    if tracer.places and set(stages) & {"statistics", "analysis", "figures", "report"}:
+    if tracer.places and "statistics" in kinds.with_sources(stages):
         return []
     name = config.timestep_selection._target_
     text = f"timestep_selection._target_={name} selects from traced statistics, and {missing}"
@@ -228,7 +219,8 @@ def _stages(config: DictConfig, sampler: Sampler) -> tuple[str, ...]:
     """The stages that run; all those that can, if all are asked for."""
     if config.stages != "all":
         return tuple(config.stages)
-    return tuple(s for s in STAGES if not (s == "calibration" and sampler.latents == FINAL))
+    every = kinds.stage_names()
+    return tuple(s for s in every if not (s == "calibration" and sampler.latents == FINAL))
 
 
 def plan(config: DictConfig) -> Plan:
@@ -237,6 +229,7 @@ def plan(config: DictConfig) -> Plan:
     built = {group: build_group(config, group) for group in GROUPS}
     _note_all_steps(config)
     imported, statistics = config.inputs.calibration, config.inputs.statistics
+    stages = _stages(config, built["sampler"])
     return Plan(
         config=plain(config),
         model=built["model"],
@@ -248,7 +241,8 @@ def plan(config: DictConfig) -> Plan:
         analysis=built["analysis"],
         plots=built["plots"],
         tracking=built["tracking"],
-        stages=_stages(config, built["sampler"]),
+        stages=stages,
+        needs=kinds.with_sources(stages),
         refresh=tuple(config.refresh),
         preflight=config.preflight,
         export=config.calibration.export,

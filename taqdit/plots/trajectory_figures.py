@@ -11,7 +11,7 @@ from taqdit.plots.drawing import Drawing
 from taqdit.plots.latents import image_grid, latent_curves, selection_strip
 from taqdit.plots.options import PlotOptions
 from taqdit.trajectories.latents import LatentStatistics
-from taqdit.trajectories.stored import TrajectorySet
+from taqdit.trajectories.trajectory_set import TrajectorySet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -32,7 +32,8 @@ from taqdit.models.linears import linear_paths
 from taqdit.plots.style import publish_csv
 from taqdit.quantizer import BITS
 from taqdit.report.html import SortableTable
-from taqdit.stages.plan import Plan, target
+from taqdit.stages.fingerprints import target
+from taqdit.stages.plan import Plan
 from taqdit.store import publish_json
 from taqdit.tracking.options import Tracker
 

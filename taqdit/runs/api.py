@@ -28,7 +28,7 @@ from taqdit.store.digest import read_object
 from taqdit.store.secrets import mask_settings
 from taqdit.timestep_selection.selection import Rule, bound, needs_evidence
 from taqdit.trajectories.conditioning import Conditioning, UnstoredConditioning
-from taqdit.trajectories.stored import TrajectorySet
+from taqdit.trajectories.trajectory_set import TrajectorySet
 
 SUMMARY = "summary.json"
 

@@ -20,7 +20,7 @@ from taqdit.sampler import ALL
 from taqdit.stages.plan import Plan, chosen_steps
 from taqdit.tracking.options import Tracker
 from taqdit.trajectories.latents import latent_statistics
-from taqdit.trajectories.stored import TrajectorySet
+from taqdit.trajectories.trajectory_set import TrajectorySet
 
 LAYERS_CSV = "layers.csv"
 

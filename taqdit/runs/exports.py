@@ -15,7 +15,7 @@ from taqdit.runs.analysed import Findings
 from taqdit.stages.plan import Plan
 from taqdit.store.secrets import mask_secrets
 from taqdit.tracking.options import Tracker
-from taqdit.trajectories.stored import TrajectorySet
+from taqdit.trajectories.trajectory_set import TrajectorySet
 
 
 class Delivery:

@@ -20,24 +20,16 @@ from taqdit.runs.analysed import Findings, analyse_run
 from taqdit.runs.display import Showing
 from taqdit.runs.exports import Delivery
 from taqdit.stages import (
-    Bench,
     KeptAnalysis,
+    StageContext,
     encode_prompts,
     preflight,
     sample_and_trace,
-    weight_inputs,
     weight_table,
 )
 from taqdit.stages import out_of_memory as memory
-from taqdit.stages.plan import (
-    TRACING,
-    Plan,
-    chosen_steps,
-    conditioning_inputs,
-    fingerprint,
-    statistics_inputs,
-    trajectory_inputs,
-)
+from taqdit.stages.kinds import fingerprints
+from taqdit.stages.plan import Plan, chosen_steps
 from taqdit.stages.progress import Progress
 from taqdit.stages.remaining import may_read_weights, remaining
 from taqdit.stages.source import source_digest
@@ -46,10 +38,9 @@ from taqdit.store.secrets import mask_secrets
 from taqdit.timestep_selection.selection import bound, needs_evidence
 from taqdit.tracking.groups import run_date, sweep_group
 from taqdit.tracking.options import Tracker
-from taqdit.trajectories.stored import TrajectorySet
+from taqdit.trajectories.trajectory_set import TrajectorySet
 
 log = logging.getLogger(__name__)
-VIEWS = {"trajectories", "calibration", *TRACING}  # of trajectories
 
 
 class Session:
@@ -59,7 +50,7 @@ class Session:
         source_digest()  # of the code that runs, should it be edited meanwhile
         self.plan, self.folder, self.choices = plan, folder, dict(choices)
         self.store = plan.output_dir / "store"
-        self.bench = Bench(plan, self.store)
+        self.bench = StageContext(plan, self.store)
         self.run_id = uuid.uuid4().hex[:12]
         self.started = time.perf_counter()
         self.tracker = Tracker()
@@ -88,7 +79,7 @@ class Session:
             if not (self.folder / record.RECORD).exists():
                 self._write_run_file({})
             return "preflight"
-        marks = {} if self._elsewhere else self._fingerprints()
+        marks = {} if self._elsewhere else fingerprints(self.plan)
         self._write_run_file(marks)
         self._start_tracking()
         log.info("%s", record.backend_words(self.bench.backend))
@@ -125,18 +116,7 @@ class Session:
         """Of the stages that may be in the store; None where the weights are not to be read."""
         if not self.store.is_dir():
             return {}
-        return self._fingerprints() if may_read_weights(self.plan) else None
-
-    def _fingerprints(self) -> dict[str, str]:
-        marks = {"trajectories": fingerprint(trajectory_inputs(self.plan))}
-        if self.plan.prompts.store_conditioning:
-            marks = {"conditioning": fingerprint(conditioning_inputs(self.plan)), **marks}
-        if self.plan.traces:
-            marks["statistics"] = fingerprint(statistics_inputs(self.plan))
-        stages, analysed = self.plan.stages, self._analyses and self.plan.traces
-        if "weights" in stages and ("analysis" not in stages or analysed):
-            marks["weights"] = fingerprint(weight_inputs(self.plan))
-        return marks
+        return fingerprints(self.plan) if may_read_weights(self.plan) else None
 
     @property
     def _analyses(self) -> bool:
@@ -172,11 +152,11 @@ class Session:
         plan, asked = self.plan, set(self.plan.stages)
         if "weights" in asked and "analysis" not in asked:
             weight_table(self.bench)
-        if asked == {"weights"}:
+        if "conditioning" not in plan.needs:
             return
         with memory.encoding(plan.model):
             conditioning = encode_prompts(self.bench)
-        if not asked & VIEWS:
+        if "trajectories" not in plan.needs:
             return
         batch_size, traced = plan.sampler.batch_size, self.plan.traces
         with (
@@ -209,7 +189,7 @@ class Session:
                 show.trajectories(trajectories)
         if self._analyses:
             self._analyse(statistics, kept, show, deliver)
-        if asked & TRACING:
+        if "statistics" in plan.needs:
             with memory.drawing(plan.plots.formats):
                 show.statistics(statistics, chosen)
         if stored:

@@ -11,7 +11,7 @@ from taqdit.activations.overview import Overview
 from taqdit.plots.activation_figures import spaced
 from taqdit.tracking.options import Tracker
 from taqdit.trajectories.latents import LatentStatistics
-from taqdit.trajectories.stored import TrajectorySet
+from taqdit.trajectories.trajectory_set import TrajectorySet
 
 MOST_STEPS = 16  # rows of histograms
 

@@ -1,21 +1,24 @@
 """The stages of a run: each reuses what the store holds and computes what is missing.
 
 A stage's folder is named by the fingerprint of everything that can change its numbers. Work is
-claimed before it is done, so that several processes can share one stage.
+claimed before it is done, so that several processes can share one stage. Each declares itself as a
+`StageKind` in its own file; `kinds.KINDS` lists them.
 """
 
 from taqdit.stages.analysis import KeptAnalysis
 from taqdit.stages.conditioning import encode_prompts
-from taqdit.stages.context import Bench, StageReport
+from taqdit.stages.context import StageContext, StageReport
 from taqdit.stages.sampling import sample_and_trace
-from taqdit.stages.weights import weight_inputs, weight_table
+from taqdit.stages.stage_kind import Part, StageKind
+from taqdit.stages.weights import weight_table
 
 __all__ = [
-    "Bench",
     "KeptAnalysis",
+    "Part",
+    "StageContext",
+    "StageKind",
     "StageReport",
     "encode_prompts",
     "sample_and_trace",
-    "weight_inputs",
     "weight_table",
 ]

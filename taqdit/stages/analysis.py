@@ -26,12 +26,15 @@ from taqdit.analysis.packed import (
 )
 from taqdit.analysis.profile import Profile, profile
 from taqdit.errors import ConfigError, CorruptError
-from taqdit.stages.context import Bench, Waiting, seal
-from taqdit.stages.plan import fingerprint, target
+from taqdit.stages.checks.check import TableCheck
+from taqdit.stages.context import StageContext, once, seal
+from taqdit.stages.fingerprints import target
+from taqdit.stages.plan import Plan
 from taqdit.stages.source import source_digest, source_unchanged
-from taqdit.store import Stage
+from taqdit.stages.stage_kind import Part, StageKind
 
 NAME = KIND = "analysis"
+BYTES = 10_000  # kept of a site at a step; 9,600 in the embedded model
 _OVERVIEW, _PROFILE, _CHOICES = "overview", "profile", "choices"
 T = TypeVar("T")
 
@@ -43,22 +46,13 @@ class KeptAnalysis:
     What the data-driven rules choose from the profile is kept too, by `keep_choices`.
     """
 
-    def __init__(self, bench: Bench, statistics: Statistics) -> None:
-        self._statistics, self._weighting = statistics, bench.plan.analysis.weighting
+    def __init__(self, context: StageContext, statistics: Statistics) -> None:
+        self._statistics, self._weighting = statistics, context.plan.analysis.weighting
         self._known = 0  # choices in the store
-        self._own_rule = target(bench.plan, "timestep_selection").startswith("taqdit.")
-        inputs = analysis_inputs(bench, statistics)
-        mark = fingerprint(inputs)
-        if NAME in bench.plan.refresh:
-            Stage.set_aside(bench.store, NAME, mark)
-        self._stage = Stage.open(
-            bench.store,
-            NAME,
-            fingerprint=mark,
-            inputs=inputs,
-            backend=bench.backend,
-            lost=bench.backend,  # the fingerprint names it, too
-        )
+        self._own_rule = target(context.plan, "timestep_selection").startswith("taqdit.")
+        # The fingerprint names the backend, too.
+        inputs = analysis_inputs(context, statistics)
+        self._stage = context.open(ANALYSIS, inputs, lost=context.backend)
         statistics.recall(self.overview)
 
     @cached_property
@@ -73,13 +67,13 @@ class KeptAnalysis:
         """One pass over the histograms, steps weighted as the plan has it; with the choices that
         were made from it before."""
         weights = step_weights(self._statistics.sigmas, self._weighting)
-        found = self._kept(
+        value = self._kept(
             _PROFILE, unpack_profile, lambda: profile(self._statistics, weights), pack_profile
         )
         choices = self._stored(_CHOICES, _unpack_choices) or {}
-        found.evidence.recall(choices)
+        value.evidence.recall(choices)
         self._known = len(choices)
-        return found
+        return value
 
     def keep_choices(self) -> None:
         """Keep what rules have chosen from the profile since it was read.
@@ -101,24 +95,22 @@ class KeptAnalysis:
         pack: Callable[[T], Packed],
     ) -> T:
         """What is stored under `name`, or what `compute` gives; one process at a time computes."""
-        found, waiting = self._stored(name, unpack), Waiting(self._stage, name)
-        while found is None:
-            with self._stage.claim(name) as mine:
-                found = self._stored(name, unpack)  # another process may have been faster
-                if mine and found is None:
-                    found = compute()
-                    self._write(name, pack(found))
-            if found is None:
-                waiting.pause()
+        value = once(
+            self._stage,
+            name,
+            lambda: self._stored(name, unpack),
+            compute,
+            lambda value: self._write(name, pack(value)),
+        )
         seal(self._stage)
-        return found
+        return value
 
     def _stored(self, name: str, unpack: Callable[[Packed, Sequence[Site]], T]) -> T | None:
         """What the store holds, read and verified once; None if it is not there. Moves a corrupt
         file aside."""
-        found: list[T] = []
-        self._stage.valid([_file(name)], verify=lambda _: found.append(self._read(name, unpack)))
-        return found[0] if found else None
+        values: list[T] = []
+        self._stage.valid([_file(name)], verify=lambda _: values.append(self._read(name, unpack)))
+        return values[0] if values else None
 
     def _read(self, name: str, unpack: Callable[[Packed, Sequence[Site]], T]) -> T:
         shard = self._stage.read(_file(name), kind=KIND, index=name)
@@ -136,14 +128,14 @@ class KeptAnalysis:
         )
 
 
-def analysis_inputs(bench: Bench, statistics: Statistics) -> dict[str, Any]:
+def analysis_inputs(context: StageContext, statistics: Statistics) -> dict[str, Any]:
     """Everything that can change a bit of what is kept."""
     return {
         "source": source_digest(),
         "statistics": statistics.digests,
-        "weighting": bench.plan.analysis.weighting,
+        "weighting": context.plan.analysis.weighting,
         "numpy": np.__version__,
-        "backend": dict(bench.backend),
+        "backend": dict(context.backend),
     }
 
 
@@ -154,3 +146,18 @@ def _unpack_choices(packed: Packed, sites: Sequence[Site]) -> dict[Hashable, tup
 
 def _file(name: str) -> str:
     return f"{name}.safetensors"
+
+
+def _parts(plan: Plan) -> tuple[Part, ...]:
+    cells = len(plan.layout.sites) * plan.schedule.num_steps if plan.traces else 0
+    return (Part("analysis", "analysis", cells * BYTES),)
+
+
+ANALYSIS = StageKind(
+    name=NAME,
+    unit="table",
+    made_from=("statistics",),
+    check=TableCheck,
+    parts=_parts,
+    digests_of="statistics",
+)

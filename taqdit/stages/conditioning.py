@@ -2,62 +2,90 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from taqdit.models.options import ModelSpec
 from taqdit.stages import out_of_memory as memory
-from taqdit.stages.context import Bench, Waiting, seal
-from taqdit.stages.plan import conditioning_inputs
+from taqdit.stages.checks.conditioning import ConditioningCheck
+from taqdit.stages.context import StageContext, once, seal
+from taqdit.stages.fingerprints import conditioning_inputs
+from taqdit.stages.plan import Plan
+from taqdit.stages.stage_kind import Part, StageKind
 from taqdit.store import Stage
 from taqdit.trajectories import conditioning
 
 CLAIM = "encoding"
+FLOAT32, FLOAT16 = 4, 2  # bytes
 
 
 def encode_prompts(
-    bench: Bench,
+    context: StageContext,
 ) -> conditioning.Conditioning | conditioning.UnstoredConditioning:
     """Stage `conditioning`: one row per unique text that the run uses, and the negative.
 
     Where rows are not to be stored there is no stage, and they are encoded when needed.
     """
-    plan = bench.plan
+    plan = context.plan
     if not plan.prompts.store_conditioning:
-        return _unstored(bench)
-    with bench.stage("conditioning", conditioning_inputs(plan)) as (stage, report):
+        return _unstored(context)
+    with context.stage(CONDITIONING) as (stage, report):
         missing = conditioning.missing_texts(stage, plan.texts)
-        bench.require("conditioning", missing)
+        context.admit(stage, missing)
         if missing:
-            stage.admit(bench.backend, allow_change=plan.allow_backend_change)
-            report.made = _encode(bench, stage, missing)
+            report.made = _encode(context, stage, missing)
         report.reused = len({*plan.texts, conditioning.NEGATIVE}) - report.made
         seal(stage)
         return conditioning.Conditioning(stage)
 
 
-def _unstored(bench: Bench) -> conditioning.UnstoredConditioning:
+def _unstored(context: StageContext) -> conditioning.UnstoredConditioning:
     def encode(text: str) -> Any:
-        with memory.encoding(bench.plan.model):
-            return bench.model.encode(text)
+        with memory.encoding(context.plan.model):
+            return context.model.encode(text)
 
     def done() -> None:
-        if bench.plan.model.low_memory:
-            bench.model.release_text_encoders()
+        if context.plan.model.low_memory:
+            context.model.release_text_encoders()
 
-    return conditioning.UnstoredConditioning(bench.plan.texts, encode, done)
+    return conditioning.UnstoredConditioning(context.plan.texts, encode, done)
 
 
-def _encode(bench: Bench, stage: Stage, missing: list[str]) -> int:
-    """Encode what is missing; how many this process made.
+def _encode(context: StageContext, stage: Stage, texts: list[str]) -> int:
+    """Encode the texts; how many this process encoded.
 
     One process at a time, so that others wait without loading the text encoders.
     """
-    made, waiting = 0, Waiting(stage, CLAIM)
-    while missing:
-        with stage.claim(CLAIM) as mine:
-            missing = conditioning.missing_texts(stage, missing)
-            if mine and missing:
-                made += sum(1 for _ in conditioning.encode(stage, missing, bench.model.encode))
-                missing = []
-        if missing:
-            waiting.pause()
-    return made
+    missing = partial(conditioning.missing_texts, stage, texts)
+
+    def read() -> int | None:
+        return None if missing() else 0
+
+    def encode() -> int:
+        return sum(1 for _ in conditioning.encode(stage, missing(), context.model.encode))
+
+    return once(stage, CLAIM, read, encode, write=lambda _: None)
+
+
+def _parts(plan: Plan) -> tuple[Part, ...]:
+    if not plan.prompts.store_conditioning:
+        return (Part("conditioning", "conditioning", 0),)
+    texts = {conditioning.NEGATIVE, *plan.texts}
+    row = row_size(plan.model) * (FLOAT16 if plan.model.w16 else FLOAT32)
+    files = frozenset(map(conditioning.shard_name, texts))
+    return (Part("conditioning", "conditioning", (len(plan.texts) + 1) * row, files),)
+
+
+def row_size(model: ModelSpec) -> int:
+    """Numbers in the row of one text."""
+    return model.num_text_tokens * model.token_width + model.pooled_width
+
+
+CONDITIONING = StageKind(
+    name="conditioning",
+    unit="text",
+    check=ConditioningCheck,
+    inputs=conditioning_inputs,
+    used=lambda plan: plan.prompts.store_conditioning,
+    parts=_parts,
+)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from taqdit.errors import StorageError
-from taqdit.stages.plan import Plan, fingerprint
+from taqdit.stages.fingerprints import fingerprint
+from taqdit.stages.plan import Plan
+from taqdit.stages.stage_kind import StageKind
 from taqdit.store import Stage
 from taqdit.store.backends import UNKNOWN, described
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2  # how often work that another process does is looked at
 PATIENCE = 30.0  # seconds after which a process that waits says for whom
+T = TypeVar("T")
 
 
 @dataclass
@@ -34,7 +37,7 @@ class StageReport:
     note: str | None = None
 
 
-class Bench:
+class StageContext:
     """What the stages of one run share: the plan, the store, the backend, the model once loaded."""
 
     def __init__(self, plan: Plan, store: Path) -> None:
@@ -54,22 +57,28 @@ class Bench:
         log.info("loading %s", self.plan.model.name)
         return self.plan.model.load()
 
-    @contextmanager
-    def stage(self, name: str, inputs: dict[str, Any]) -> Iterator[tuple[Stage, StageReport]]:
-        """Open a stage's folder and report on it; `refresh` moves an existing one aside first."""
-        started = time.perf_counter()
+    def open(
+        self, kind: StageKind, inputs: Mapping[str, Any], *, lost: Mapping[str, Any] | None
+    ) -> Stage:
+        """The stage's folder; `refresh` moves an existing one aside first. `lost`: as in
+        `Stage.open`."""
         mark = fingerprint(inputs)
-        if name in self.plan.refresh and (aside := Stage.set_aside(self.store, name, mark)):
-            log.info("refresh: the former %s was moved aside to %s", name, aside.name)
-        stage = Stage.open(
-            self.store,
-            name,
-            fingerprint=mark,
-            inputs=inputs,
-            backend=self.backend,
-            lost=UNKNOWN if self.plan.allow_backend_change else None,
+        if kind.name in self.plan.refresh:
+            aside = Stage.set_aside(self.store, kind.name, mark)
+            if aside is not None:
+                log.info("refresh: the former %s was moved aside to %s", kind.name, aside.name)
+        return Stage.open(
+            self.store, kind.name, fingerprint=mark, inputs=inputs, backend=self.backend, lost=lost
         )
-        report = StageReport(name, f"{name}/{stage.folder.name}")
+
+    @contextmanager
+    def stage(self, kind: StageKind) -> Iterator[tuple[Stage, StageReport]]:
+        """Open the folder that the plan names of a kind, and report on it."""
+        started = time.perf_counter()
+        assert kind.inputs is not None
+        lost = UNKNOWN if self.plan.allow_backend_change else None
+        stage = self.open(kind, kind.inputs(self.plan), lost=lost)
+        report = StageReport(kind.name, f"{kind.name}/{stage.folder.name}")
         report.note = stage.backend_note(self.backend)
         if report.note:
             here = described(self.backend)
@@ -85,15 +94,21 @@ class Bench:
         """What a stage that has run made and found."""
         return next(report for report in self.reports if report.name == name)
 
-    def require(self, name: str, missing: Iterable[object]) -> None:
-        """Raise StorageError if something is missing in a stage that this run may not compute."""
+    def admit(self, stage: Stage, missing: Iterable[object]) -> None:
+        """Ask leave to compute what is missing of a stage, if anything is.
+
+        Raises StorageError if this run may not compute it, or not on this backend.
+        """
         count = len(list(missing))
-        if count and name not in self.plan.stages:
+        if not count:
+            return
+        if stage.name not in self.plan.stages:
             raise StorageError(
-                f"the stage {name} lacks {count} units and stages={list(self.plan.stages)} does"
-                f" not compute it; add {name} to stages"
-                + (", or set tracer=none" if name == "statistics" else "")
+                f"the stage {stage.name} lacks {count} units and stages={list(self.plan.stages)}"
+                f" does not compute it; add {stage.name} to stages"
+                + (", or set tracer=none" if stage.name == "statistics" else "")
             )
+        stage.admit(self.backend, allow_change=self.plan.allow_backend_change)
 
 
 class Waiting:
@@ -115,6 +130,30 @@ class Waiting:
     def over(self) -> None:
         """There is work again."""
         self._since, self._told = time.monotonic(), False
+
+
+def once(
+    stage: Stage,
+    unit: str,
+    read: Callable[[], T | None],
+    compute: Callable[[], T],
+    write: Callable[[T], object],
+) -> T:
+    """What is stored of a unit, or what `compute` gives and `write` publishes.
+
+    One process at a time computes; the others wait for it, or take over if it dies. `read` gives
+    None as long as nothing is stored.
+    """
+    value, waiting = read(), Waiting(stage, unit)
+    while value is None:
+        with stage.claim(unit) as mine:
+            value = read()  # another process may have been faster
+            if mine and value is None:
+                value = compute()
+                write(value)
+        if value is None:
+            waiting.pause()
+    return value
 
 
 def seal(stage: Stage) -> None:

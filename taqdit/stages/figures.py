@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from taqdit.activations.stored import Statistics
-from taqdit.stages.plan import Plan, target
+from taqdit.stages.checks.check import Check
+from taqdit.stages.fingerprints import fingerprint, target
+from taqdit.stages.plan import Plan
 from taqdit.stages.source import source_digest, source_unchanged
+from taqdit.stages.stage_kind import StageKind
 from taqdit.store import Stage, canonical_json, sha256_hex
-from taqdit.trajectories.stored import TrajectorySet
+from taqdit.trajectories.trajectory_set import TrajectorySet
 
 STAGE = KIND = "figures"
 
@@ -24,10 +27,10 @@ class StoredFigures:
 
     def __init__(self, store: Path, inputs: Mapping[str, Any], *, refresh: bool = False) -> None:
         whole = {**inputs, "source": source_digest(), "matplotlib": version("matplotlib")}
-        mark = sha256_hex(canonical_json(whole).encode())
+        name = fingerprint(whole)
         if refresh:
-            Stage.set_aside(store, STAGE, mark)
-        self._stage = Stage.open(store, STAGE, fingerprint=mark, inputs=whole, backend={}, lost={})
+            Stage.set_aside(store, STAGE, name)
+        self._stage = Stage.open(store, STAGE, fingerprint=name, inputs=whole, backend={}, lost={})
 
     def get(self, name: str) -> dict[str, bytes] | None:
         """The files of a figure by suffix; None if it is not there. Moves a corrupt one aside."""
@@ -78,7 +81,7 @@ def run_figures(
     `chosen` holds the selected steps of each trajectory.
     """
     plots = plan.plots
-    if "figures" not in plan.stages or not plots.figures:
+    if STAGE not in plan.stages or not plots.figures:
         return None
     data = {
         "trajectories": trajectories.fingerprint,
@@ -95,6 +98,18 @@ def run_figures(
         "selected": sha256_hex(canonical_json([list(steps) for steps in chosen]).encode()),
         "rule": target(plan, "timestep_selection"),
     }
-    anew = bool({"trajectories", "statistics", "figures"} & set(plan.refresh))
+    anew = bool({STAGE, *FIGURES.made_from} & set(plan.refresh))
     shared = StoredFigures(store, data, refresh=anew)
     return RunFigures(shared, StoredFigures(store, {**data, **selection}, refresh=anew))
+
+
+def _data(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Whose data figures of these inputs show: fingerprints by stage."""
+    statistics = inputs.get("statistics")
+    own = statistics[0] if isinstance(statistics, list) and statistics else None
+    return {"trajectories": inputs.get("trajectories"), "statistics": own}
+
+
+FIGURES = StageKind(
+    name=STAGE, unit="figure", made_from=("trajectories", "statistics"), check=Check, data=_data
+)

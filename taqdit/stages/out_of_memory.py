@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
 
 from taqdit.errors import ConfigError
+from taqdit.models.options import ModelSpec
 
 # What MLX says in a RuntimeError: Metal's and CUDA's allocators, a command buffer, C++ itself.
 _SAID = (
@@ -24,22 +24,6 @@ _SAID = (
     "bad_alloc",
 )
 _LONGEST = 160  # characters of a foreign message
-
-
-class Model(Protocol):
-    """The settings of a model that decide about memory."""
-
-    @property
-    def use_t5(self) -> bool: ...
-
-    @property
-    def w16(self) -> bool: ...
-
-    @property
-    def a16(self) -> bool: ...
-
-    @property
-    def low_memory(self) -> bool: ...
 
 
 class OutOfMemory(ConfigError):
@@ -62,13 +46,13 @@ def told(doing: str, *advice: str) -> Iterator[None]:
         raise OutOfMemory(_line(doing, advice, cause)) from error
 
 
-def encoding(model: Model) -> AbstractContextManager[None]:
+def encoding(model: ModelSpec) -> AbstractContextManager[None]:
     """While prompts are encoded, for which the model is loaded; batches do not matter yet."""
     t5 = ["model.use_t5=false"] if model.use_t5 else []
     return told("encoding the prompts", *t5, *_unset(model, "w16"))
 
 
-def sampling(model: Model, *, batch_size: int, traced: bool) -> AbstractContextManager[None]:
+def sampling(model: ModelSpec, *, batch_size: int, traced: bool) -> AbstractContextManager[None]:
     """While a batch is sampled, and traced."""
     smaller = f"sampler.batch_size={batch_size // 2}"
     if batch_size == 1:
@@ -77,7 +61,7 @@ def sampling(model: Model, *, batch_size: int, traced: bool) -> AbstractContextM
     return told(f"sampler.batch_size={batch_size}", smaller, *_lighter(model), *fewer)
 
 
-def decoding(model: Model) -> AbstractContextManager[None]:
+def decoding(model: ModelSpec) -> AbstractContextManager[None]:
     """While an image is decoded: one at a time, whatever the batch size."""
     return told("decoding an image", *_lighter(model), "sampler.images=false")
 
@@ -106,12 +90,12 @@ def out_of_memory(error: BaseException | None) -> BaseException | None:
     return None
 
 
-def _lighter(model: Model) -> list[str]:
+def _lighter(model: ModelSpec) -> list[str]:
     """Settings that make a forward need less, of those that are not set."""
     return _unset(model, "low_memory") or _unset(model, "w16", "a16")
 
 
-def _unset(model: Model, *names: str) -> list[str]:
+def _unset(model: ModelSpec, *names: str) -> list[str]:
     return [f"model.{name}=true" for name in names if not getattr(model, name)]
 
 

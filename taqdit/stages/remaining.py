@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from taqdit.activations import stored as activations
+from taqdit.stages.merging import KEPT
 from taqdit.stages.plan import Plan
-from taqdit.stages.preflight import CHECKPOINTS, Estimate, size
+from taqdit.stages.preflight import Estimate, size
+from taqdit.stages.statistics import STATISTICS
+from taqdit.stages.trajectories import TRAJECTORIES
 from taqdit.store import Stage
-from taqdit.trajectories import conditioning, trajectory
-from taqdit.trajectories.pictures import picture_name
+from taqdit.trajectories import sampling, shards
 
 UNVERIFIED = "by name, not yet verified"
 _MOST_READ = 10**8  # bytes of weights that are read just to say what is stored
@@ -83,47 +85,39 @@ def remaining(
         unread = plan.model.weight_bytes() if plan.model.weights_present() else 0
         return Remaining(None, whole.forwards, 0, whole.total_bytes, unread)
     stages = {
-        name: Stage(folder, name, mark)
-        for name, mark in fingerprints.items()
-        if name not in plan.refresh and (folder := store / name / mark[:12]).is_dir()
+        name: Stage(folder, name, own)
+        for name, own in fingerprints.items()
+        if name not in plan.refresh and (folder := store / name / own[:12]).is_dir()
     }
     names = {name: set(stage.names()) for name, stage in stages.items()}
-    stored, left = {}, whole.export_bytes + whole.analysis_bytes
-    for kind, (stage, wanted, whole_bytes) in _units(plan, whole).items():
-        count = len(wanted & names.get(stage, set()))
-        stored[kind] = count, len(wanted)
-        left += whole_bytes * (len(wanted) - count) // len(wanted)
-    sampled, replays = _sampled(plan, names.get("trajectories", set())), 0
+    stored, left = {}, 0
+    for kind, parts in whole.parts.items():
+        for part in parts:
+            if part.files:
+                count = len(part.files & names.get(kind, set()))
+                stored[part.label] = count, len(part.files)
+                left += part.nbytes * (len(part.files) - count) // len(part.files)
+            elif kind != STATISTICS.name:
+                left += part.nbytes
+    sampled, replays = _sampled(plan, names.get(TRAJECTORIES.name, set())), 0
     if plan.traces:
-        listed = activations.listed(stages["statistics"]) if "statistics" in stages else []
+        statistics = stages.get(STATISTICS.name)
+        listed = activations.listed(statistics) if statistics else []
         read = _read(plan, listed)
         stored["traced"] = _trajectories(plan, read.sum()), _trajectories(plan, read.size)
-        left += whole.statistics_bytes * _files_left(plan, listed) // plan.schedule.num_steps
+        steps = plan.schedule.num_steps
+        left += whole.nbytes[STATISTICS.name] * _files_left(plan, listed) // steps
         replays = _replays(plan, sampled[: len(read), None] & ~read)
     return Remaining(stored, _evaluations(plan) * int((~sampled).sum()), replays, left)
-
-
-def _units(plan: Plan, whole: Estimate) -> dict[str, tuple[str, set[str], int]]:
-    """By kind: the stage, the files that the run needs of it, and the bytes of all of them."""
-    everyone = range(plan.trajectories_computed)
-    texts = {conditioning.shard_name(text) for text in (conditioning.NEGATIVE, *plan.texts)}
-    shards = {trajectory.shard_name(index) for index in everyone}
-    pictures = {picture_name(index) for index in everyone}
-    found = {"trajectories": ("trajectories", shards, whole.trajectory_bytes)}
-    if plan.prompts.store_conditioning:
-        found = {"conditioning": ("conditioning", texts, whole.conditioning_bytes), **found}
-    if plan.sampler.images:
-        found["pictures"] = ("trajectories", pictures, whole.picture_bytes)
-    return found
 
 
 def _sampled(plan: Plan, names: set[str]) -> np.ndarray:
     """Which batches have the latents of all their trajectories, (batches,) bool."""
     batches = [
-        trajectory.batch_indices(number, plan.sampler.batch_size)
+        sampling.batch_indices(number, plan.sampler.batch_size)
         for number in range(plan.sampler.num_batches)
     ]
-    return np.array([names.issuperset(map(trajectory.shard_name, batch)) for batch in batches])
+    return np.array([names.issuperset(map(shards.shard_name, batch)) for batch in batches])
 
 
 def _read(plan: Plan, listed: Sequence[activations.Listed]) -> np.ndarray:
@@ -162,10 +156,10 @@ def _evaluations(plan: Plan) -> int:
 def _files_left(plan: Plan, listed: Sequence[activations.Listed]) -> int:
     """How many files the steps that are not whole may still take: checkpoints, then themselves."""
     extent = plan.traced_batches * plan.sampler.batch_size
-    names = {each.name for each in listed}
-    kept = Counter(each.step for each in listed if each.kind == activations.CHECKPOINT)
+    names = {file.name for file in listed}
+    checkpoints = Counter(file.step for file in listed if file.kind == activations.CHECKPOINT)
     return sum(
-        1 + max(0, CHECKPOINTS - kept[step])
+        1 + max(0, KEPT - checkpoints[step])
         for step in range(plan.schedule.num_steps)
         if activations.file_name(extent, step) not in names
     )

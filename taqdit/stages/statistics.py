@@ -10,39 +10,45 @@ without being read are replayed, by steps. Checkpoints keep what is merged so fa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
 from taqdit.activations import BatchSums, StepStatistics
 from taqdit.activations import stored as activations
+from taqdit.activations.bins import PER_ROW
+from taqdit.activations.stored import Statistics
 from taqdit.errors import NumericError
-from taqdit.stages.context import Bench, Waiting, seal
-from taqdit.stages.merging import Merging
+from taqdit.stages.checks.statistics import StatisticsCheck
+from taqdit.stages.context import StageContext, Waiting, seal
+from taqdit.stages.fingerprints import TRACED, statistics_inputs
+from taqdit.stages.merging import KEPT, Merging, StepFiles
+from taqdit.stages.plan import Plan
+from taqdit.stages.stage_kind import Part, StageKind
 from taqdit.stages.trajectories import CLAIM as TRAJECTORIES
 from taqdit.stages.trajectories import TrajectoryWork
 from taqdit.store import Stage, disk
 from taqdit.tracer.options import COUNT
-from taqdit.trajectories import trajectory
+from taqdit.trajectories import sampling
 
 CHECKPOINT_SECONDS = 60.0  # at least, between two checkpoints
-KEPT = 2  # checkpoints
 SHARES = 8  # parts that the steps are claimed in, so that processes share a replay
 AHEAD = 2  # batches per process that may wait in parts
 CLAIM, SEALING = "merging", "sealing"
+CHANNEL_BYTES = 36  # mean, m2 float64; low, high float32; negative, large (2) uint32
+HISTOGRAM_ROWS = 42  # signs and exponents of a site at a step; 37 to 45 in the embedded model
 
 
 class StatisticsWork:
     """Completes the steps of one statistics stage; a context manager that holds claims."""
 
-    def __init__(self, bench: Bench, stage: Stage, work: TrajectoryWork) -> None:
+    def __init__(self, context: StageContext, stage: Stage, work: TrajectoryWork) -> None:
         disk.allow_open_files()  # a step that is merged holds two: its claim, its checkpoint
-        self.bench, self.plan, self.stage, self.work = bench, bench.plan, stage, work
-        self.layout = self.plan.layout
-        self.batch_size = self.plan.sampler.batch_size
-        self.batches = self.plan.traced_batches
-        self.extent = self.batches * self.batch_size
-        self.missing = [s for s in range(len(self.work.sigmas) - 1) if not self._published(s)]
+        self.context, self.plan, self.stage, self.work = context, context.plan, stage, work
+        self.layout, self.batches = self.plan.layout, self.plan.traced_batches
+        batch_size = self.plan.sampler.batch_size
+        self.files = StepFiles(stage, self.layout, self.batches * batch_size, batch_size)
+        self.steps = range(len(work.sigmas) - 1)
+        self.missing = [step for step in self.steps if not self.files.is_published(step)]
         self.made = 0  # steps published by this object
         self._mine: dict[int, Merging] = {}
         self._written = time.monotonic()
@@ -57,28 +63,29 @@ class StatisticsWork:
     @property
     def awaited(self) -> list[int]:
         """The batches that the steps of this process need next."""
-        return sorted({each.covered for each in self._mine.values()})
+        return sorted({merging.covered for merging in self._mine.values()})
 
     @property
     def crowded(self) -> bool:
         """Whether parts of more batches lie here than AHEAD for each process that samples."""
-        listed = activations.listed(self.stage)
-        batches = {each.number for each in listed if each.kind == activations.PART}
+        batches = {number for number, _ in self.files.parts}
         return len(batches) > AHEAD * (1 + len(self.work.stage.claimants(TRAJECTORIES)))
 
     def steps_to_replay(self, pending: list[int]) -> int:
         """Forwards to repeat, if the batches that are pending will be read while sampled."""
-        there = activations.listed(self.stage)
-        parts = {(each.number, each.step) for each in there if each.kind == activations.PART}
+        files, listed, parts = self.files, activations.listed(self.stage), self.files.parts
         stored = [number for number in range(self.batches) if number not in pending]
-        begun = {s: max(self._begun(s, there), default=0) // self.batch_size for s in self.missing}
+        begun = {
+            step: max(files.begun(step, listed), default=0) // files.batch_size
+            for step in self.missing
+        }
         return sum(
             number >= begun[step] and (number, step) not in parts
             for step in self.missing
             for number in stored
         )
 
-    def probe(self, batch: trajectory.Batch, number: int) -> trajectory.Probe | None:
+    def probe(self, batch: sampling.Batch, number: int) -> sampling.Probe | None:
         """Reads the batch while it is sampled, if any step lacks it."""
         return self._probe(batch, number) if self.missing and number < self.batches else None
 
@@ -91,6 +98,10 @@ class StatisticsWork:
         while self._take():
             self._merge_stored()
         return not self.missing
+
+    def statistics(self) -> Statistics:
+        """What is stored, once it is complete."""
+        return Statistics(self.stage, extent=self.files.extent)
 
     def seal(self) -> None:
         """Clear what was kept on the way, and seal; where others are at work, the last one does."""
@@ -105,55 +116,33 @@ class StatisticsWork:
     def _seal_if_alone(self) -> None:
         if self.stage.is_claimed(CLAIM):
             return
-        for step in range(len(self.work.sigmas) - 1):
-            self._discard(step, self.batches)
-        parts = [e.name for e in activations.listed(self.stage) if e.kind == activations.PART]
-        self.stage.discard(parts)  # of more batches, that nobody goes on with
+        for step in self.steps:
+            self.files.discard(step, self.batches)
+        # of more batches, that nobody goes on with
+        self.stage.discard(activations.part_name(*part) for part in self.files.parts)
         seal(self.stage)
 
     def _take(self) -> bool:
         """Claim a share of the missing steps that nobody holds; whether there were any."""
-        share, taken = -(-(len(self.work.sigmas) - 1) // SHARES), 0
+        share, taken = -(-len(self.steps) // SHARES), 0
         for step in [step for step in self.missing if step not in self._mine]:
             claim = ExitStack()
-            mine = claim.enter_context(self.stage.claim(f"{CLAIM}-{self.extent:07d}-{step:04d}"))
-            if self._published(step):
+            unit = f"{CLAIM}-{self.files.extent:07d}-{step:04d}"
+            mine = claim.enter_context(self.stage.claim(unit))
+            if self.files.is_published(step):
                 self.missing.remove(step)
             elif mine:
-                self._mine[step] = self._begin(step, claim.pop_all())
+                self._mine[step] = self.files.begin(step, claim.pop_all())
                 taken += 1
             claim.close()
             if taken == share:
                 break
         return taken > 0
 
-    def _begin(self, step: int, claim: ExitStack) -> Merging:
-        """Go on from the longest run of batches that is stored."""
-        there = activations.listed(self.stage)
-        for extent in sorted(self._begun(step, there), reverse=True):
-            for name in (
-                activations.file_name(extent, step),
-                activations.checkpoint_name(extent, step),
-            ):
-                if (found := self._stored(name, extent, step)) is not None:
-                    return Merging(claim, extent // self.batch_size, found)
-        return Merging(claim)
-
-    def _begun(self, step: int, there: list[activations.Listed]) -> set[int]:
-        """Extents below this one at which something is stored of a step."""
-        return {
-            each.number
-            for each in there
-            if each.step == step
-            and each.kind != activations.PART
-            and each.number < self.extent
-            and each.number % self.batch_size == 0
-        }
-
     def _merge_stored(self) -> None:
         """Bring the steps held as far as there are batches."""
         for number in range(min(self.awaited, default=self.batches), self.batches):
-            behind = [step for step, each in self._mine.items() if each.covered == number]
+            behind = [step for step, merging in self._mine.items() if merging.covered == number]
             if behind and self.work.is_stored(number):
                 self._merge_batch(number, behind)
                 self._checkpoint()
@@ -162,18 +151,18 @@ class StatisticsWork:
 
     def _publish_complete(self) -> None:
         """Publish the steps that cover every batch, and let them go."""
-        for step in [step for step, each in self._mine.items() if each.covered == self.batches]:
-            self._write(activations.file_name(self.extent, step), self.extent, step)
-            self.made += 1
-            self.missing.remove(step)
-            self._discard(step, self.batches)
-            self._let_go(step)
+        for step, merging in list(self._mine.items()):
+            if merging.covered == self.batches:
+                self.files.publish(merging, step, self._level)
+                self.made += 1
+                self.missing.remove(step)
+                self._let_go(step)
 
     def _merge_batch(self, number: int, behind: list[int]) -> None:
         """Merge a stored batch into the steps that lack it: from parts, else by a replay."""
         left = []
         for step in behind:
-            part = self._part(number, step)
+            part = self.files.part(number, step)
             if part is None:
                 left.append(step)
             else:
@@ -181,15 +170,15 @@ class StatisticsWork:
         if left:
             self._replay(number, left)
 
-    def _probe(self, batch: trajectory.Batch, number: int) -> trajectory.Probe:
+    def _probe(self, batch: sampling.Batch, number: int) -> sampling.Probe:
         from taqdit.tracer.probe import Probe
         from taqdit.tracer.taps import Taps
 
-        read = self.plan.traced
+        paths = self.plan.traced
         taps = Taps(
-            self.bench.model.mmdit,
-            {each.site.name: each.path for each in read},
-            widths={each.site.name: each.site.width for each in read},
+            self.context.model.mmdit,
+            {path.site.name: path.path for path in paths},
+            widths={path.site.name: path.site.width for path in paths},
         )
         masked = self.plan.tracer.nonfinite == COUNT
         return Probe(taps, self.layout, batch, partial(self._add, number), masked=masked)
@@ -214,88 +203,55 @@ class StatisticsWork:
     def _replay(self, number: int, steps: list[int]) -> None:
         """Repeat the forwards of stored trajectories; of those that do not hold every latent as
         it was computed, all of them, and keep what other steps lack as parts."""
-        plan, work = self.plan, self.work
-        batch = trajectory.Batch.of(number, sampler=plan.sampler, prompts=plan.prompts)
-        if not plan.sampler.stores_all:
-            for _ in trajectory.sample(
-                work.sampling_model(),
-                batch,
-                work.guided,
-                sigmas=work.sigmas,
-                sampler=plan.sampler,
-                probe=self._probe(batch, number),
-            ):
+        batch = self.work.batch(number)
+        probe = self._probe(batch, number)
+        if self.plan.sampler.stores_all:
+            for _ in self.work.replay(batch, steps, probe):
+                self.work.progress.advance(1)
+        else:
+            for _ in self.work.sample(batch, probe):
                 pass
-            return
-        latents = [
-            trajectory.read_trajectory(self.work.stage, index)["latents"] for index in batch.indices
-        ]
-        for _ in trajectory.replay(
-            self.work.sampling_model(),
-            batch,
-            self.work.guided,
-            latents,
-            steps=steps,
-            sigmas=self.work.sigmas,
-            sampler=plan.sampler,
-            probe=self._probe(batch, number),
-        ):
-            self.work.progress.advance(1)
 
     def _checkpoint(self) -> None:
         """Keep what is merged, if the last checkpoint is some time ago or many parts lie here."""
         if time.monotonic() - self._written < CHECKPOINT_SECONDS and not self.crowded:
             return
-        for step, each in self._mine.items():
-            extent = each.covered * self.batch_size
-            name = activations.checkpoint_name(extent, step)
-            if 0 < extent < self.extent and not self.stage.path(name).exists():
-                self._write(name, extent, step)
-                self._discard(step, each.covered, keep=KEPT)
+        for step, merging in self._mine.items():
+            self.files.checkpoint(merging, step, self._level)
         self._written = time.monotonic()
 
-    def _discard(self, step: int, covered: int, *, keep: int = 0) -> None:
-        """Remove the parts of a step that are merged and kept, and all but the last checkpoints."""
-        of_step = [each for each in activations.listed(self.stage) if each.step == step]
-        merged = [e for e in of_step if e.kind == activations.PART and e.number < covered]
-        kept = [
-            each
-            for each in of_step
-            if each.kind == activations.CHECKPOINT and each.number <= covered * self.batch_size
-        ]
-        self.stage.discard(each.name for each in merged + kept[: len(kept) - keep])
+    def _level(self, step: int) -> tuple[float, float]:
+        return float(self.work.sigmas[step]), float(self.work.timesteps[step])
 
     def _let_go(self, step: int) -> None:
         self._mine.pop(step).claim.close()
 
-    def _write(self, name: str, extent: int, step: int) -> None:
-        statistics = self._mine[step].statistics
-        assert statistics is not None
-        activations.write_step(
-            self.stage,
-            name,
-            statistics,
-            extent=extent,
-            step=step,
-            sigma=float(self.work.sigmas[step]),
-            timestep=float(self.work.timesteps[step]),
-        )
 
-    def _published(self, step: int) -> bool:
-        return self._stored(activations.file_name(self.extent, step), self.extent, step) is not None
+def statistics_bytes(plan: Plan) -> int:
+    """Bytes of the statistics of all steps, in memory while they are made and then on the disk.
 
-    def _stored(self, name: str, extent: int, step: int) -> StepStatistics | None:
-        """A shard of a step, if it is there and valid."""
-        read = partial(activations.read_step, extent=extent, step=step, layout=self.layout)
-        return self._valid(name, lambda: read(self.stage, name))
+    Exact per channel; a histogram holds only the exponents that occur, HISTOGRAM_ROWS being usual.
+    """
+    layout = plan.layout
+    counts = HISTOGRAM_ROWS * (2 + layout.folds * 4 * PER_ROW)
+    per_step = layout.channels * CHANNEL_BYTES + len(layout.sites) * (counts + 8 * layout.folds)
+    return plan.schedule.num_steps * per_step
 
-    def _part(self, number: int, step: int) -> StepStatistics | None:
-        """What a batch adds to a step, if it is there and valid."""
-        read = partial(activations.read_part, batch=number, step=step, layout=self.layout)
-        return self._valid(activations.part_name(number, step), lambda: read(self.stage))
 
-    def _valid(self, name: str, read: Callable[[], StepStatistics]) -> StepStatistics | None:
-        """What the file holds; None if it is not there, or corrupt, and then moved aside."""
-        found: list[StepStatistics] = []
-        self.stage.valid([name], verify=lambda _: found.append(read()))
-        return found[-1] if found else None
+def _parts(plan: Plan) -> tuple[Part, ...]:
+    """Not counted by their names: what is read so far lies in checkpoints."""
+    nbytes = statistics_bytes(plan) if plan.traces else 0
+    words = "statistics {} and up to twice that meanwhile"
+    return (Part("statistics", "traced", nbytes, meanwhile=KEPT, words=words),)
+
+
+STATISTICS = StageKind(
+    name=activations.KIND,
+    unit="step",
+    made_from=("trajectories",),
+    check=StatisticsCheck,
+    inputs=statistics_inputs,
+    keys=TRACED,
+    used=lambda plan: plan.traces,
+    parts=_parts,
+)

@@ -2,124 +2,79 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 
 from taqdit.errors import NumericError
-from taqdit.sampler import ALL
+from taqdit.sampler import ALL, SELECTED
 from taqdit.stages import out_of_memory as memory
-from taqdit.stages.context import Bench, Waiting
+from taqdit.stages.checks.trajectories import TrajectoryCheck
+from taqdit.stages.context import StageContext
+from taqdit.stages.fingerprints import NUMERIC, trajectory_inputs
+from taqdit.stages.plan import Plan
 from taqdit.stages.progress import Progress
+from taqdit.stages.stage_kind import Part, StageKind
 from taqdit.store import Stage, parallel
 from taqdit.trajectories import pictures as images
-from taqdit.trajectories import trajectory
+from taqdit.trajectories import sampling, shards
 
 CLAIM = "batch"
-
-
-class Tracing(Protocol):
-    """What reads the batches while they are sampled, and those that are stored."""
-
-    @property
-    def awaited(self) -> list[int]:
-        """Numbers of the batches that it needs next."""
-
-    @property
-    def crowded(self) -> bool:
-        """Whether so much waits to be merged that batches ahead should not be sampled yet."""
-
-    def probe(self, batch: trajectory.Batch, number: int) -> trajectory.Probe | None:
-        """What reads the batch while it is sampled, if anything does."""
-
-    def catch_up(self) -> bool:
-        """Use what is stored; whether nothing is missing any more."""
-
-
-class NoTracing:
-    """Nothing is read."""
-
-    awaited: ClassVar[list[int]] = []
-    crowded = False
-
-    def probe(self, batch: trajectory.Batch, number: int) -> None:
-        """Nothing reads the batch."""
-
-    def catch_up(self) -> bool:
-        """Nothing is missing."""
-        return True
+PNG_BYTES_PER_VALUE = 1.0  # uncompressed pixels: an upper bound for pictures
 
 
 class TrajectoryWork:
-    """Completes the batches of one trajectory stage."""
+    """The batches of one trajectory stage: what is missing of them, sampled and published."""
 
     def __init__(
-        self, bench: Bench, stage: Stage, guided: trajectory.Guided, progress: Progress
+        self, context: StageContext, stage: Stage, guided: sampling.Guided, progress: Progress
     ) -> None:
-        self.bench, self.plan, self.stage = bench, bench.plan, stage
+        self.context, self.plan, self.stage = context, context.plan, stage
         self.guided, self.progress = guided, progress
         self.sigmas = self.plan.schedule.sigmas()
         self.steps_missing = self.made = 0
-
-    def incomplete_batches(self) -> list[int]:
-        """Numbers of the batches that lack a valid shard or image."""
-        pending, self.steps_missing = [], 0
-        for number in range(self.plan.sampler.num_batches):
-            shards, pictures = self._missing(number)
-            self.steps_missing += self.plan.schedule.num_steps if shards else 0
-            if shards or pictures:
-                pending.append(number)
-        return pending
 
     @cached_property
     def timesteps(self) -> np.ndarray:
         """The timesteps (num_steps + 1,) as the model sees them, in float32."""
         from taqdit.backend import mx
 
-        return np.array(self.bench.model.timesteps(mx.array(self.sigmas)).astype(mx.float32))
+        return np.array(self.context.model.timesteps(mx.array(self.sigmas)).astype(mx.float32))
+
+    @property
+    def model(self) -> Any:
+        """The model, without its text encoders if memory is low."""
+        model = self.context.model
+        if self.plan.model.low_memory:
+            model.release_text_encoders()
+        return model
+
+    def incomplete_batches(self) -> list[int]:
+        """Numbers of the batches that lack a valid shard or image."""
+        pending, self.steps_missing = [], 0
+        for number in range(self.plan.sampler.num_batches):
+            trajectories, pictures = self.missing(number)
+            self.steps_missing += self.plan.schedule.num_steps if trajectories else 0
+            if trajectories or pictures:
+                pending.append(number)
+        return pending
 
     def is_stored(self, number: int) -> bool:
         """Whether every trajectory of a batch is in the store and valid."""
         return not self._missing_shards(number)
 
-    def complete(self, pending: list[int], tracing: Tracing) -> None:
-        """Compute the pending batches and all that `tracing` lacks.
-
-        Where other processes work on something, wait for them, and go on if they die.
-        """
-        waiting = Waiting(self.stage)
-        while not tracing.catch_up() or pending:
-            left = [number for number in pending if not self._try(number, pending[0], tracing)]
-            if len(left) == len(pending):
-                waiting.pause()
-            else:
-                waiting.over()
-            pending = left or tracing.awaited
-
-    def _try(self, number: int, first: int, tracing: Tracing) -> bool:
-        """Complete a batch unless another process is at it, or too much waits to be merged.
-
-        The `first` batch of all that are pending is never put off: the others wait for it.
-        """
-        if number != first and tracing.crowded:
-            return False
-        with self.stage.claim(f"{CLAIM}-{number:06d}") as mine:
-            if mine:
-                self._complete_batch(number, tracing)
-        if mine:
-            tracing.catch_up()
-        return mine
-
-    def _missing(self, number: int) -> tuple[list[int], list[int]]:
+    def missing(self, number: int) -> tuple[list[int], list[int]]:
         """Indices of the batch without a valid shard, and those without a valid picture."""
-        indices = trajectory.batch_indices(number, self.plan.sampler.batch_size)
+        indices = sampling.batch_indices(number, self.plan.sampler.batch_size)
         lacking = self._missing_shards(number)
         if not self.plan.sampler.images:
             return lacking, []
-        shape, mark = self.plan.model.image_shape, self.stage.fingerprint
-        owners = {images.picture_name(i): images.picture_owner(mark, i) for i in indices}
+        shape, stage = self.plan.model.image_shape, self.stage.fingerprint
+        owners = {images.picture_name(i): images.picture_owner(stage, i) for i in indices}
         pictures = self.stage.valid(
             owners, verify=lambda path: images.verify_picture(path, shape, owner=owners[path.name])
         )
@@ -127,40 +82,51 @@ class TrajectoryWork:
 
     def _missing_shards(self, number: int) -> list[int]:
         """Indices of the batch without a valid shard."""
-        indices = trajectory.batch_indices(number, self.plan.sampler.batch_size)
-        units = {trajectory.shard_name(i): i for i in indices}
-        shards = self.stage.valid(
-            units, verify=lambda path: trajectory.read_trajectory(self.stage, units[path.name])
+        indices = sampling.batch_indices(number, self.plan.sampler.batch_size)
+        units = {shards.shard_name(i): i for i in indices}
+        valid = self.stage.valid(
+            units, verify=lambda path: shards.read_trajectory(self.stage, units[path.name])
         )
-        return [i for i in indices if trajectory.shard_name(i) not in shards]
+        return [i for i in indices if shards.shard_name(i) not in valid]
 
-    def _complete_batch(self, number: int, tracing: Tracing) -> None:
-        shards, pictures = self._missing(number)
-        if shards:
-            self._sample(number, set(shards), tracing)
-        for index in pictures:
-            self._decode(index)
+    def batch(self, number: int) -> sampling.Batch:
+        """What a batch is made from."""
+        return sampling.Batch.of(number, sampler=self.plan.sampler, prompts=self.plan.prompts)
 
-    def _sample(self, number: int, wanted: set[int], tracing: Tracing) -> None:
-        plan, model = self.plan, self.sampling_model()
-        batch = trajectory.Batch.of(number, sampler=plan.sampler, prompts=plan.prompts)
-        shape = (len(batch.indices), len(self.sigmas), *plan.model.latent_shape)
-        latents = np.empty(shape, np.float32)
-        probe = tracing.probe(batch, number)
-        for step, rows in trajectory.sample(
-            model, batch, self.guided, sigmas=self.sigmas, sampler=plan.sampler, probe=probe
-        ):
-            latents[:, step] = rows
-            self.progress.advance(1 if step else 0)
-        self._publish(batch, latents, wanted)
-        self.made += len(wanted)
+    def sample(
+        self, batch: sampling.Batch, probe: sampling.Probe | None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (step, latents (N, h, w, 16)) of a batch. Raises NumericError."""
+        return sampling.sample(
+            self.model,
+            batch,
+            self.guided,
+            sigmas=self.sigmas,
+            sampler=self.plan.sampler,
+            probe=probe,
+        )
 
-    def _publish(self, batch: trajectory.Batch, latents: np.ndarray, wanted: set[int]) -> None:
+    def replay(
+        self, batch: sampling.Batch, steps: Sequence[int], probe: sampling.Probe
+    ) -> Iterator[int]:
+        """Yield each of the steps of a stored batch after its forward was repeated."""
+        return sampling.replay(
+            self.model,
+            batch,
+            self.guided,
+            [shards.read_trajectory(self.stage, index)["latents"] for index in batch.indices],
+            steps=steps,
+            sigmas=self.sigmas,
+            sampler=self.plan.sampler,
+            probe=probe,
+        )
+
+    def publish(self, batch: sampling.Batch, latents: np.ndarray, wanted: set[int]) -> None:
         """Store the trajectories that are wanted of a batch, several at a time."""
         plan, timesteps = self.plan, self.timesteps
 
         def publish(row: int) -> None:
-            trajectory.write_trajectory(
+            shards.write_trajectory(
                 self.stage,
                 batch,
                 row,
@@ -176,13 +142,14 @@ class TrajectoryWork:
 
         rows = [row for row, index in enumerate(batch.indices) if index in wanted]
         deque(parallel.each(publish, rows), maxlen=0)
+        self.made += len(wanted)
 
-    def _decode(self, index: int) -> None:
+    def decode(self, index: int) -> None:
         """Decode the final latent of a trajectory and publish the picture."""
-        latent = trajectory.final_latent(self.stage, index)
+        latent = shards.final_latent(self.stage, index)
         try:
             with memory.decoding(self.plan.model):
-                picture = decode(self.bench.model, latent)
+                picture = decode(self.context.model, latent)
         except NumericError as error:
             prompt = self.plan.prompts.text(index)
             raise NumericError(f"trajectory {index} (prompt {prompt!r}): {error}") from error
@@ -192,13 +159,6 @@ class TrajectoryWork:
             owner=images.picture_owner(self.stage.fingerprint, index),
         )
 
-    def sampling_model(self) -> Any:
-        """The model, without its text encoders if memory is low."""
-        model = self.bench.model
-        if self.plan.model.low_memory:
-            model.release_text_encoders()
-        return model
-
 
 def decode(model: Any, latent: np.ndarray) -> np.ndarray:
     """Picture (H, W, 3) uint8 of a final latent (h, w, 16). Raises NumericError."""
@@ -206,3 +166,44 @@ def decode(model: Any, latent: np.ndarray) -> np.ndarray:
 
     pictures: np.ndarray = model.decode(mx.array(latent[None]))
     return pictures[0]
+
+
+def count_latents(plan: Plan) -> int:
+    """Latents that the run stores, of all trajectories."""
+    if plan.sampler.latents == SELECTED:  # rules may differ per trajectory
+        return sum(len(plan.stored_steps(index)) for index in range(plan.trajectories_computed))
+    return plan.trajectories_computed * len(plan.stored_steps(0))
+
+
+def _parts(plan: Plan) -> tuple[Part, ...]:
+    everyone = range(plan.trajectories_computed)
+    pictured = everyone if plan.sampler.images else ()
+    latent = math.prod(plan.model.latent_shape) * np.dtype(plan.sampler.latents_dtype).itemsize
+    picture = int(math.prod(plan.model.image_shape) * PNG_BYTES_PER_VALUE)
+    return (
+        Part(
+            "trajectory",
+            "trajectories",
+            count_latents(plan) * latent,
+            frozenset(map(shards.shard_name, everyone)),
+        ),
+        Part(
+            "picture",
+            "pictures",
+            len(pictured) * picture,
+            frozenset(map(images.picture_name, pictured)),
+            words="pictures at most {}",
+        ),
+    )
+
+
+TRAJECTORIES = StageKind(
+    name="trajectories",
+    unit="trajectory",
+    made_from=("conditioning",),
+    check=TrajectoryCheck,
+    inputs=trajectory_inputs,
+    keys=NUMERIC,
+    used=lambda _: True,
+    parts=_parts,
+)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from taqdit.analysis.weights import GRANULARITIES, WeightTable, analyse_weights
 from taqdit.errors import CorruptError
 from taqdit.models.linears import linear_paths, linears
 from taqdit.quantizer import BITS
-from taqdit.stages.context import Bench, Waiting, seal
-from taqdit.stages.plan import Plan, target
+from taqdit.stages.checks.check import TableCheck
+from taqdit.stages.context import StageContext, once, seal
+from taqdit.stages.fingerprints import target
+from taqdit.stages.plan import Plan
+from taqdit.stages.stage_kind import StageKind
 from taqdit.store import Stage
 
 log = logging.getLogger(__name__)
@@ -30,44 +34,39 @@ def weight_inputs(plan: Plan) -> dict[str, Any]:
     }
 
 
-def weight_table(bench: Bench) -> WeightTable:
+def weight_table(context: StageContext) -> WeightTable:
     """Stage `weights`: the stored table, or a new one; only for that is the model loaded.
 
     Raises StorageError if it is missing and this run may not compute it, and what
     `analyse_weights` and `linears` raise.
     """
-    with bench.stage(NAME, weight_inputs(bench.plan)) as (stage, report):
-        layers = tuple(linear_paths(bench.plan.model))
-        found = _stored(stage, layers)
-        if found is None:
-            bench.require(NAME, layers)
-            stage.admit(bench.backend, allow_change=bench.plan.allow_backend_change)
-        waiting = Waiting(stage, NAME)
-        while found is None:
-            with stage.claim(NAME) as mine:
-                found = _stored(stage, layers)  # another process may have been faster
-                if mine and found is None:
-                    found = _compute(bench, stage, layers)
-                    report.made = len(layers)
-            if found is None:
-                waiting.pause()
+    with context.stage(WEIGHTS) as (stage, report):
+        spec = context.plan.model
+        layers = tuple(linear_paths(spec))
+
+        def compute() -> WeightTable:
+            log.info("rounding the weights of %d linears of %s", len(layers), spec.name)
+            report.made = len(layers)
+            return analyse_weights(linears(context.model.mmdit, spec) if layers else ())
+
+        table = _stored(stage, layers)
+        if table is None:
+            context.admit(stage, layers)
+            table = once(
+                stage, NAME, lambda: _stored(stage, layers), compute, partial(_write, stage)
+            )
         report.reused = len(layers) - report.made
         seal(stage)
-        return found
+        return table
 
 
-def _compute(bench: Bench, stage: Stage, layers: tuple[str, ...]) -> WeightTable:
-    """Analyse the model's weights and publish the table."""
-    spec = bench.plan.model
-    log.info("rounding the weights of %d linears of %s", len(layers), spec.name)
-    table = analyse_weights(linears(bench.model.mmdit, spec) if layers else ())
+def _write(stage: Stage, table: WeightTable) -> None:
     metadata = {
         "layers": list(table.layers),
         "granularities": list(GRANULARITIES),
         "bits": list(BITS),
     }
     stage.write(_FILE, table.tensors(), kind=KIND, index=NAME, metadata=metadata)
-    return table
 
 
 def _stored(stage: Stage, layers: tuple[str, ...]) -> WeightTable | None:
@@ -85,3 +84,12 @@ def _read(stage: Stage, layers: tuple[str, ...]) -> WeightTable:
         return WeightTable.of_tensors(layers, shard.tensors)
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{stage.path(_FILE)} is damaged: {error}") from error
+
+
+def _used(plan: Plan) -> bool:
+    """With an analysis they are a part of it, and there is one only of statistics."""
+    analysed = plan.analysis.enabled and plan.traces
+    return NAME in plan.stages and ("analysis" not in plan.stages or analysed)
+
+
+WEIGHTS = StageKind(name=NAME, unit="table", check=TableCheck, inputs=weight_inputs, used=_used)

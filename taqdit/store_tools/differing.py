@@ -10,12 +10,11 @@ from itertools import combinations
 from typing import Any
 
 from taqdit.activations import Site
-from taqdit.stages.plan import NUMERIC, TRACED
+from taqdit.stages import kinds
 from taqdit.store import canonical_json, sha256_hex
 from taqdit.store_tools.stage_folder import Surveyed
 from taqdit.store_tools.survey import Survey
 
-_KEYS = {key.rpartition(".")[2]: key for key in (*NUMERIC, *TRACED) if "._" not in key}
 _GROUPS = {"options": "model", "selection": "timestep_selection", "rule": "timestep_selection"}
 _DIGESTS = ("weights", "source", "selected")  # told where nothing else tells
 _LONGEST = 40  # characters of a value
@@ -52,7 +51,10 @@ def config_key(path: str) -> str:
         return first.removesuffix("_option")
     if first in _GROUPS:
         return f"{_GROUPS[first]}.{rest}".removesuffix(".").removesuffix("._target_")
-    return path if first == "sites" else _KEYS.get(path, path)
+    if first == "sites":
+        return path
+    keys = (key for kind in kinds.KINDS for key in kind.keys if "._" not in key)
+    return next((key for key in keys if key.rpartition(".")[2] == path), path)
 
 
 def _inputs(there: Survey, stage: Surveyed) -> Iterator[tuple[str, Any]]:

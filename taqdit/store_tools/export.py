@@ -21,7 +21,7 @@ from taqdit.store import disk, make_folder, npz, publish_bytes, sha256_file
 from taqdit.store.lock import hold
 from taqdit.store_tools.image_set import Entry, ImageSet, lacks
 from taqdit.trajectories import pictures as images
-from taqdit.trajectories.trajectory import read_trajectory
+from taqdit.trajectories.shards import read_trajectory
 
 FORMATS = ("images", "npz", "latents")
 METADATA = "metadata.jsonl"

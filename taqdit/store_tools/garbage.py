@@ -32,11 +32,12 @@ from typing import Any
 
 from taqdit.errors import TaqditError
 from taqdit.runs.record import POINTERS
+from taqdit.stages import kinds
 from taqdit.store import disk
 from taqdit.store.aside import FIRST, REMOVED, claim_of, delete, put_back, rename_away
 from taqdit.store.claim import claim
 from taqdit.store.held import is_held
-from taqdit.store_tools import KINDS, Survey, Surveyed
+from taqdit.store_tools import Survey, Surveyed
 from taqdit.store_tools.referred import is_named, needed
 from taqdit.store_tools.runs_found import pointed_to, pointers, runs_of
 from taqdit.store_tools.stage_folder import IMPORTED, is_stage_name, sizes_below, survey_stage
@@ -79,7 +80,9 @@ def find_garbage(store: Path) -> Found:
     """Look through a store; nothing changes. Errors as `needed`."""
     there = Survey.of(store)
     kept = needed(there)
-    free = [each for each in there.stages if each.kind in KINDS and each.folder not in kept]
+    free = [
+        each for each in there.stages if each.kind in kinds.stored() and each.folder not in kept
+    ]
     garbage = [_garbage(each.folder, UNREFERRED) for each in free if not each.held]
     going = {each.path for each in garbage}
     garbage += [each for each in _remnants(there) if each.path.parent not in going]
@@ -212,7 +215,8 @@ def _remnants(there: Survey) -> Iterator[Garbage]:
             yield from (Garbage(stage.folder / name, size, BAD) for name, size in bad)
         dead = stage.leftovers.items()
         yield from (Garbage(stage.folder / name, size, LEFTOVER) for name, size in dead)
-    left = [path for kind in (*KINDS, IMPORTED) for path in (there.store / kind).glob("*.claim")]
+    folders = [there.store / kind for kind in (*kinds.stored(), IMPORTED)]
+    left = [path for folder in folders for path in folder.glob("*.claim")]
     left = [path for path in left if is_stage_name(path.stem)]
     left += (there.store / POINTERS).glob(".*.tmp")
     yield from (_garbage(path, LEFTOVER) for path in sorted(left) if not is_held(path))

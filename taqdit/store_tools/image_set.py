@@ -20,7 +20,7 @@ from taqdit.store import Stage
 from taqdit.store_tools.runs_found import RunFound, runs_of
 from taqdit.store_tools.stage_folder import is_stage_name
 from taqdit.trajectories import pictures as images
-from taqdit.trajectories.trajectory import KIND, shard_name
+from taqdit.trajectories.shards import KIND, shard_name
 
 TRAJECTORIES = "trajectories"
 _NUMBER = re.compile(r"([0-9]{6,7})\.(?:safetensors|png)")

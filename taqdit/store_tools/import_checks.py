@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from taqdit.stages.plan import fingerprint
+from taqdit.stages.checks.check import Check, Problem
+from taqdit.stages.fingerprints import fingerprint
 from taqdit.store.digest import parse_bounded
 from taqdit.store.disk import guarded, reading
-from taqdit.store_tools.checks import Check, Problem
 from taqdit.store_tools.stage_folder import Surveyed
 from taqdit.trajectories import pictures as images
 

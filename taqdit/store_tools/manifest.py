@@ -19,7 +19,7 @@ from taqdit.store_tools.image_set import TRAJECTORIES, ImageSet, lacks
 from taqdit.store_tools.stage_folder import stages_of
 from taqdit.store_tools.words import counted
 from taqdit.trajectories.pictures import picture_name
-from taqdit.trajectories.trajectory import shard_name
+from taqdit.trajectories.shards import shard_name
 
 MANIFEST = "manifest.json"
 FORMAT = "taqdit-manifest-1"

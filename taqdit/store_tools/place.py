@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from taqdit.errors import InputError
-from taqdit.store_tools.stage_folder import KINDS, STAGE, is_stage_name
+from taqdit.stages import kinds
+from taqdit.store_tools.stage_folder import STAGE, is_stage_name
 
 
 def find_store(folder: Path) -> Path:
@@ -27,7 +28,7 @@ def find_store(folder: Path) -> Path:
 
 
 def _stages_in(folder: Path) -> Iterator[Path]:
-    for kind in KINDS:
+    for kind in kinds.stored():
         for path in (folder / kind).glob(f"*/{STAGE}"):
             if is_stage_name(path.parent.name):
                 yield path

@@ -13,6 +13,7 @@ from typing import Any
 
 from taqdit.activations.stored import CHECKPOINT, PART
 from taqdit.errors import CorruptError, StorageError
+from taqdit.stages import kinds
 from taqdit.store.aside import REMOVED, REPLACED
 from taqdit.store.digest import is_stage, read_stamped, reason_of, texts_by_name
 from taqdit.store.disk import guarded
@@ -21,19 +22,9 @@ from taqdit.store.held import is_held
 from taqdit.store.stage import DATA
 
 IMPORTED = "imported"  # files made elsewhere, whose bytes stage.json and the seal know
-KINDS = ("conditioning", "trajectories", "statistics", "weights", "analysis", "figures")
 SEALED, UNFINISHED, AT_WORK = "sealed", "unfinished", "at work"
 DAMAGED, FOREIGN, UNLISTED = "damaged", "foreign schema", "not listable"
 STAGE, SEAL = "stage.json", "SEALED.json"
-_UNITS = {  # what a unit of a kind is called
-    "conditioning": "text",
-    "trajectories": "trajectory",
-    "statistics": "step",
-    "weights": "table",
-    "analysis": "table",
-    "figures": "figure",
-    IMPORTED: "file",
-}
 _ASIDE = re.compile(r".+\.bad-\d+")
 _MARK = re.compile(r"[0-9a-f]{12}")  # the beginning of a fingerprint
 _OLD, _GOING = (rf"({re.escape(word)}\d+)" for word in (REPLACED, REMOVED))
@@ -153,7 +144,8 @@ class Surveyed:
     @property
     def unit(self) -> str:
         """What a unit is called."""
-        return _UNITS.get(self.kind, "shard")
+        kind = kinds.stored().get(self.kind)
+        return kind.unit if kind else "file"
 
     @property
     def bytes(self) -> int:
@@ -246,7 +238,7 @@ def _folders(store: Path) -> list[Path]:
     with guarded("list", store):
         return [
             folder
-            for kind in (*KINDS, IMPORTED)
+            for kind in (*kinds.stored(), IMPORTED)
             if (store / kind).is_dir()
             for folder in sorted((store / kind).iterdir())
             if folder.is_dir() and not folder.is_symlink()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from taqdit.errors import InputError
+from taqdit.stages import kinds
 from taqdit.store.digest import parse_object
 from taqdit.store.layout import parse
 from taqdit.store_tools.runs_found import RunFound, runs_of
@@ -57,45 +57,42 @@ class Survey:
     def references(self, stage: Surveyed) -> list[RunFound]:
         """The runs that refer to a stage, the last one last.
 
-        run.json names the stages of data. An analysis belongs to the runs over the statistics it
-        was made of; a figure to those over its data, and if it shows a selection, with that rule.
+        run.json names the stages of data. What no run names belongs to the runs over the data it
+        was made of; if it shows a selection, to those with that rule.
         """
         return [run for run in self.runs if self._refers(run, stage)]
 
     def _refers(self, run: RunFound, stage: Surveyed) -> bool:
-        inputs = stage.inputs
-        if stage.kind == "figures":
-            statistics = _listed(inputs) or [None]
-            return (
-                run.stages.get("trajectories") == inputs.get("trajectories")
-                and run.stages.get("statistics") in (statistics[0], None)
-                and inputs.get("rule") in (run.rule, None)
-            )
-        if stage.kind == "analysis":
-            return run.stages.get("statistics") in self.analysed(stage)
+        kind, inputs = kinds.stored().get(stage.kind), stage.inputs
+        if kind and kind.data:
+            data = kind.data(inputs)
+            own = {name: run.stages[name] for name in data if name in run.stages}
+            alike = bool(own) and all(data[name] == mark for name, mark in own.items())
+            return alike and inputs.get("rule") in (run.rule, None)
+        if kind and kind.digests_of:
+            return run.stages.get(kind.digests_of) in self.analysed(stage)
         mark = run.stages.get(stage.kind, "")
         return mark.startswith(stage.fingerprint or stage.folder.name)
 
     def analysed(self, stage: Surveyed) -> set[str]:
-        """The fingerprints of the statistics in the store that an analysis was made of."""
+        """The fingerprints of the stages in the store whose shards' digests are listed in one."""
         return self._analysed.get(stage.name, set())
 
     @cached_property
     def _analysed(self) -> dict[str, set[str]]:
-        """Analysis folder -> fingerprints of the statistics that it was made of."""
+        """Folder -> fingerprints of the stages whose shards' digests its inputs list."""
+        listing = {kind.name: source for kind in kinds.KINDS if (source := kind.digests_of)}
         digests = {
             digest: stage.fingerprint
             for stage in self.stages
-            if stage.kind == "statistics"
+            if stage.kind in listing.values()
             for digest in digests_of(stage)
             if digest
         }
         return {
-            stage.name: {
-                digests[str(each)] for each in _listed(stage.inputs) if str(each) in digests
-            }
+            stage.name: {digests[str(each)] for each in listed if str(each) in digests}
             for stage in self.stages
-            if stage.kind == "analysis"
+            if isinstance(listed := stage.inputs.get(listing.get(stage.kind, "")), list)
         }
 
 
@@ -105,13 +102,8 @@ def _is_meant(stage: Surveyed, name: str) -> bool:
     )
 
 
-def _listed(inputs: Mapping[str, Any]) -> list[Any]:
-    found = inputs.get("statistics")
-    return found if isinstance(found, list) else []
-
-
 def digests_of(stage: Surveyed) -> Iterator[str | None]:
-    """What the shards of statistics say is their digest, which is not checked here; None for one
+    """What the shards of a stage say is their digest, which is not checked here; None for one
     that does not say."""
     for name in set(stage.files) - set(stage.working):
         try:

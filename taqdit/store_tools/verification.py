@@ -13,13 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from taqdit.activations.stored import KIND as STATISTICS
 from taqdit.errors import CorruptError, StorageError
+from taqdit.stages import kinds
+from taqdit.stages.checks.check import WARNINGS, Check, Problem, Unknown
 from taqdit.store import canonical_json, read_shard, sha256_file, sha256_hex
 from taqdit.store.digest import reason_of
-from taqdit.store_tools.checks import WARNINGS, Check, Problem
 from taqdit.store_tools.import_checks import Imported
-from taqdit.store_tools.kind_checks import check_of
 from taqdit.store_tools.stage_folder import IMPORTED, SEAL, STAGE, Surveyed
 from taqdit.trajectories.pictures import picture_owner, read_picture
 
@@ -92,7 +91,8 @@ class _Verification:
             return self._checked()
         self._check_about()
         foreign = stage.kind == IMPORTED
-        check = Imported(stage) if foreign else check_of(stage.kind, stage.inputs, [*stage.files])
+        known = _check_of(stage.kind) if stage.inputs else Unknown
+        check = Imported(stage) if foreign else known(stage.kind, stage.inputs, [*stage.files])
         for name, digest in self._digests(list(stage.files)):
             self._check_file(name, digest, check)
         if not stage.held:
@@ -113,7 +113,7 @@ class _Verification:
         show what is missing."""
         stage = self.stage
         gone = stage.moved_aside - set(stage.files)
-        if stage.kind in ("trajectories", STATISTICS):  # it may have been no unit of the stage
+        if _check_of(stage.kind).tells_gaps:  # it may have been no unit of the stage
             gone = {name for name in gone if name.endswith(".png")}
         if gone:
             words = f"missing since moved aside: {min(gone)}"
@@ -201,6 +201,12 @@ class _Verification:
                 bytes=None if file is None else sizes.get(file),
             )
         )
+
+
+def _check_of(name: str) -> type[Check]:
+    """What the shards of a kind of stage must be."""
+    kind = kinds.stored().get(name)
+    return kind.check if kind and kind.check else Unknown
 
 
 def _guarded(problems: Iterator[Problem]) -> Iterator[Problem]:

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-
-class Latents(Protocol):
-    """What is read of a trajectory set."""
-
-    def __len__(self) -> int: ...
-
-    def latents(self, index: int) -> np.ndarray: ...
+from taqdit.trajectories.trajectory_set import TrajectorySet
 
 
 @dataclass(frozen=True)
@@ -31,7 +24,7 @@ class LatentStatistics:
         return np.sqrt(self.variance)
 
 
-def latent_statistics(trajectories: Latents) -> LatentStatistics:
+def latent_statistics(trajectories: TrajectorySet) -> LatentStatistics:
     """Mean, standard deviation, minimum and maximum of the latents of every step.
 
     Reads one trajectory at a time; moments are merged in float64 (Chan, Golub & LeVeque, 1979).

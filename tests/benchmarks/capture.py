@@ -28,7 +28,7 @@ from taqdit.prompts.options import shapes
 from taqdit.sampler import euler
 from taqdit.schedule import flow
 from taqdit.store import Stage
-from taqdit.trajectories import conditioning, trajectory
+from taqdit.trajectories import conditioning, sampling, shards
 
 CFG_SCALE = 2.0
 
@@ -64,12 +64,12 @@ def captured(model, guided, prompts, sigmas, count, batch_size, folder):
     sampler = euler(cfg_scale=CFG_SCALE, num_trajectories=count, batch_size=batch_size)
     stage = open_stage(folder)
     for number in range(sampler.num_batches):
-        batch = trajectory.Batch.of(number, sampler=sampler, prompts=prompts)
+        batch = sampling.Batch.of(number, sampler=sampler, prompts=prompts)
         latents = np.empty((batch_size, len(sigmas), *model.latent_shape), np.float32)
-        for step, rows in trajectory.sample(model, batch, guided, sigmas=sigmas, sampler=sampler):
+        for step, rows in sampling.sample(model, batch, guided, sigmas=sigmas, sampler=sampler):
             latents[:, step] = rows
         for row in range(batch_size):
-            trajectory.write_trajectory(
+            shards.write_trajectory(
                 stage,
                 batch,
                 row,

@@ -34,8 +34,8 @@ from taqdit.store_tools.survey import Survey
 from taqdit.store_tools.verification import verify
 from taqdit.timestep_selection import rules as timestep_selection
 from taqdit.trajectories import conditioning
-from taqdit.trajectories.stored import TrajectorySet
-from taqdit.trajectories.trajectory import KIND, shard_name
+from taqdit.trajectories.shards import KIND, shard_name
+from taqdit.trajectories.trajectory_set import TrajectorySet
 
 STEPS, SHAPE, MARK = 50, (32, 32, 16), "0" * 64
 DEFAULT, FULL = 122, 1000

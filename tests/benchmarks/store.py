@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from taqdit.store import Stage, parallel
-from taqdit.trajectories.trajectory import KIND, read_trajectory, shard_name
+from taqdit.trajectories.shards import KIND, read_trajectory, shard_name
 
 PER_TRAJECTORY, SHAPE, BATCH = 51, (32, 32, 16), 8
 MARK = "0" * 64

@@ -28,7 +28,7 @@ from taqdit.schedule import flow
 from taqdit.tracer.options import block_inputs, post_gelu
 from taqdit.tracer.probe import Probe
 from taqdit.tracer.taps import Taps
-from taqdit.trajectories import trajectory
+from taqdit.trajectories import sampling
 
 CFG_SCALE, BATCH = 2.0, 8
 
@@ -51,7 +51,7 @@ class Workload:
     def batches(self):
         """The batches of the run."""
         for number in range(self.sampler.num_batches):
-            yield trajectory.Batch.of(number, sampler=self.sampler, prompts=self.prompts)
+            yield sampling.Batch.of(number, sampler=self.sampler, prompts=self.prompts)
 
     def sites(self, tracer):
         """What a tracer reads: site -> path, and the layout."""
@@ -65,7 +65,7 @@ class Workload:
         found = []
         for batch in self.batches():
             probe = probe_of(batch) if probe_of else None
-            steps = trajectory.sample(
+            steps = sampling.sample(
                 self.model,
                 batch,
                 self.guided,
@@ -99,7 +99,7 @@ class Workload:
         """The statistics of stored latents."""
         probe_of = self.traced(tracer, totals)
         for batch in self.batches():
-            for _ in trajectory.replay(
+            for _ in sampling.replay(
                 self.model,
                 batch,
                 self.guided,

@@ -26,7 +26,7 @@ from taqdit.analysis.weights import _PLAIN, WeightTable, analyse_weights
 from taqdit.errors import CorruptError, InputError, StorageError
 from taqdit.stages import weights
 from taqdit.store import Stage
-from taqdit.trajectories import trajectory
+from taqdit.trajectories import shards
 from taqdit.trajectories.conditioning import Conditioning, encode, shard_name
 
 REFUSALS = (CorruptError, InputError, StorageError)
@@ -71,11 +71,9 @@ def trajectories(root: Path, dtype: str, steps=None) -> Kind:
     if steps is not None:
         tensors |= {"latents": latents[steps], "steps": steps}
     about = {"prompt_index": 0, "prompt_sha256": "0" * 64, "seed": 42, "batch": [0, 4]}
-    stage.write("000000.safetensors", tensors, kind=trajectory.KIND, index=0, metadata=about)
+    stage.write("000000.safetensors", tensors, kind=shards.KIND, index=0, metadata=about)
     fixed = tuple(tensors)
-    return Kind(
-        stage, "000000.safetensors", lambda: trajectory.read_trajectory(stage, 0), fixed=fixed
-    )
+    return Kind(stage, "000000.safetensors", lambda: shards.read_trajectory(stage, 0), fixed=fixed)
 
 
 def made_statistics():

@@ -28,12 +28,12 @@ def latents():
     from taqdit.models.options import tiny
     from taqdit.sampler import euler
     from taqdit.schedule import flow
-    from taqdit.trajectories import trajectory
+    from taqdit.trajectories import sampling
 
     model = tiny().load()
     rows = [model.encode(text) for text in (*TEXTS, "", "")]
     tokens, pooled = (mx.array(np.stack(part)) for part in zip(*rows, strict=True))
-    found = trajectory.steps(
+    found = sampling.steps(
         model,
         tokens=tokens,
         pooled=pooled,

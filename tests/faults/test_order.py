@@ -14,7 +14,7 @@ from taqdit.prompts.options import Prompts
 from taqdit.sampler import euler
 from taqdit.schedule import flow
 from taqdit.store import Stage, sha256_hex
-from taqdit.trajectories import conditioning, trajectory
+from taqdit.trajectories import conditioning, sampling
 
 TEXTS = ("a large red circle at the center on a white background", "small blue ring, top")
 BATCHES = 4
@@ -31,8 +31,8 @@ def make(tmp_path_factory):
     rows, sampler = conditioning.Conditioning(stage), euler(seed=3, batch_size=2)
 
     def latents(number):
-        batch = trajectory.Batch.of(number, sampler=sampler, prompts=Prompts(TEXTS, (None, None)))
-        steps = trajectory.sample(
+        batch = sampling.Batch.of(number, sampler=sampler, prompts=Prompts(TEXTS, (None, None)))
+        steps = sampling.sample(
             model, batch, rows.guided, sigmas=flow(num_steps=3).sigmas(), sampler=sampler
         )
         return b"".join(latent.tobytes() for _, latent in steps)

@@ -18,7 +18,7 @@ from taqdit.report.comparison.result import RunResult
 from taqdit.report.comparison.table import CFG, NUM_STEPS, Group, Row, config_value
 from taqdit.report.figures import Drawing
 from taqdit.store import Stage
-from taqdit.trajectories.stored import TrajectorySet
+from taqdit.trajectories.trajectory_set import TrajectorySet
 
 HEADING = "Comparison"
 PICTURES, COLUMNS = 4, 6  # rows, columns

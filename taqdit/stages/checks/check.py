@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class Check:
     are."""
 
     kind: str | None = None  # of its shards
+    tells_gaps = False  # whether `close` tells which units are missing
 
     def __init__(self, stage: str, inputs: Mapping[str, Any], files: Sequence[str]) -> None:
         self.stage, self.inputs, self.files = stage, inputs, files
@@ -86,6 +88,16 @@ class Unknown(Check):
         return iter(())
 
 
+class TableCheck(Check):
+    """Tables that may say that something is not defined: NaN is a warning."""
+
+    def contents(self, name: str, shard: Shard) -> Iterator[Problem]:
+        """NaN, of a site that is constant for instance."""
+        for key, array in sorted(shard.tensors.items()):
+            if array.dtype.kind == "f" and (number := int(np.isnan(array).sum())):
+                yield "undefined", f"{key} holds {number} NaN of {array.size}"
+
+
 def not_finite(tensors: Mapping[str, np.ndarray]) -> Iterator[Problem]:
     """Tensors that hold NaN or infinities."""
     for name, array in sorted(tensors.items()):
@@ -102,3 +114,8 @@ def not_finite(tensors: Mapping[str, np.ndarray]) -> Iterator[Problem]:
 def told(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Shapes of tensors, by name."""
     return ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
+
+
+def first_gap(numbers: set[int]) -> int:
+    """The smallest number from 0 that is not among them."""
+    return next(number for number in count() if number not in numbers)

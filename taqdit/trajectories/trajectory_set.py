@@ -12,7 +12,7 @@ from taqdit.errors import InputError
 from taqdit.prompts.options import Prompts
 from taqdit.store import Known, Stage
 from taqdit.trajectories.pictures import picture_name, picture_owner, read_picture
-from taqdit.trajectories.trajectory import shard_name, trajectory_shard
+from taqdit.trajectories.shards import shard_name, trajectory_shard
 
 
 class TrajectorySet:
