@@ -27,7 +27,7 @@ def compare_selections(
 ) -> Comparison:
     """Score rules at one number of calibration points per trajectory, and over several budgets.
 
-    `statistics` as `taqdit.Statistics.open(..)` or `run.statistics()` give them; `rules` and the
+    `statistics` as `taqdit.open_statistics(..)` or `run.statistics()` give them; `rules` and the
     other arguments as `taqdit.analysis.compare.compare` takes them. `figure` names a
     PNG (with an SVG and a CSV beside it) of the score against the budget. No model is run.
     Raises InputError for statistics of an `.npz`.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from taqdit.activations import stored as activations
+from taqdit.activations import step_shards as activations
 from taqdit.stages.plan import Plan
 from taqdit.stages.preflight import CHECKPOINTS, Estimate, size
 from taqdit.store import Stage

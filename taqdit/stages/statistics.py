@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from taqdit.activations import BatchSums, StepStatistics
-from taqdit.activations import stored as activations
+from taqdit.activations import step_shards as activations
 from taqdit.errors import NumericError
 from taqdit.stages.context import Bench, Waiting, seal
 from taqdit.stages.merging import Merging

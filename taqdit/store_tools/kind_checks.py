@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from taqdit.activations import Layout, StepStatistics
-from taqdit.activations.stored import KIND as STATISTICS
-from taqdit.activations.stored import PART
+from taqdit.activations.step_shards import KIND as STATISTICS
+from taqdit.activations.step_shards import PART
 from taqdit.prompts.options import Prompts
 from taqdit.stages.plan import fingerprint
 from taqdit.store import Shard

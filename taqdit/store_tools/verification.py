@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from taqdit.activations.stored import KIND as STATISTICS
+from taqdit.activations.step_shards import KIND as STATISTICS
 from taqdit.errors import CorruptError, StorageError
 from taqdit.store import canonical_json, read_shard, sha256_file, sha256_hex
 from taqdit.store.digest import reason_of
