@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taqdit.activations.opened import Statistics
+    from taqdit.activations.opened import Statistics, open_statistics
     from taqdit.calibration.calibration_set import CalibrationSet
     from taqdit.runs.api import Run, launch, open_run
     from taqdit.runs.compare_selections import compare_selections
@@ -28,6 +28,7 @@ __all__ = [
     "compare_selections",
     "launch",
     "open_run",
+    "open_statistics",
 ]
 
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     "compare_selections": "taqdit.runs.compare_selections",
     "launch": "taqdit.runs.api",
     "open_run": "taqdit.runs.api",
+    "open_statistics": "taqdit.activations.opened",
 }
 
 

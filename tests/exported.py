@@ -9,7 +9,8 @@ import numpy as np
 from statistics_oracle import statistics_of
 
 from taqdit.activations import Layout, Site, StepStatistics
-from taqdit.activations.stored import Statistics, write_step
+from taqdit.activations.step_shards import write_step
+from taqdit.activations.stored import Statistics
 from taqdit.store import Stage
 
 TIMESTEPS = np.float32([1000, 612.3456, 8.9]).astype(np.float64)

@@ -1,10 +1,11 @@
-"""Stored statistics: shards by extent and step, and views of the cells that a selection names."""
+"""Stored statistics: shards by extent and step, and what several steps hold together."""
 
 import gc
 import subprocess
 import sys
 import weakref
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -17,14 +18,12 @@ from statistics_oracle import (
     statistics_of,
 )
 
-from taqdit.activations import Layout, Site
-from taqdit.activations import stored as activations
+from taqdit.activations import Layout, Site, StepStatistics
+from taqdit.activations import step_shards as activations
+from taqdit.activations.overview import histogram
 from taqdit.activations.stored import Statistics
-from taqdit.calibration.points import selections
 from taqdit.errors import CorruptError, InputError
 from taqdit.store import Stage
-from taqdit.timestep_selection import rules as timestep_selection
-from taqdit.timestep_selection.selection import Selection
 
 STEPS, EXTENT = 6, 5
 LAYOUT = Layout((Site("embed.context_in", 3), Site("mm_00_img.post_gelu", 4)), 5)
@@ -78,13 +77,6 @@ def stage(tmp_path_factory):
 @pytest.fixture(scope="module")
 def statistics(stage):
     return Statistics(stage)
-
-
-def chosen(rule, *, count=EXTENT, **options):
-    def bound(**known):
-        return rule(**known, **options)
-
-    return selections(bound, num_steps=STEPS, sigmas=SIGMAS, num_trajectories=count, seed=0)
 
 
 # --- shards ---------------------------------------------------------------------------------
@@ -218,115 +210,37 @@ def test_a_flipped_bit_is_found_when_the_statistics_are_opened(tmp_path):
         Statistics(stage)
 
 
-# --- views ----------------------------------------------------------------------------------
+# --- several steps ----------------------------------------------------------------------------
 
 
-def pooled(cells, site, *, extent=EXTENT, folds=5):
-    """The values of the chosen (fold, step) cells."""
-    rows = rows_of(extent) % folds
-    return np.concatenate(
-        [
-            activations_of(step, extent=extent)[site][cells[rows, step]].ravel()
-            for step in range(STEPS)
-        ]
-    )
+@pytest.mark.parametrize("steps", [[2], [1, 4], [0, 5, 3], list(range(STEPS))])
+@pytest.mark.parametrize("folds", [2, 5, 8])
+def test_a_distribution_over_steps_is_that_of_all_their_activations(tmp_path, steps, folds):
+    statistics = Statistics(written(tmp_path, folds=folds))
+    together = [np.concatenate(arrays) for arrays in zip(*map(activations_of, steps), strict=True)]
+    opened = [statistics.step(step) for step in steps]
+    for site, values in enumerate(together):
+        assert_histogram(histogram(opened, site), values)
 
 
-def assert_view(view, cells, **options):
-    assert_equal(view.cells, cells)
-    assert view.steps == np.flatnonzero(cells.any(axis=0)).tolist()
-    for site in range(len(LAYOUT.sites)):
-        values = pooled(cells, site, **options)
-        assert (view.low(site), view.high(site)) == (values.min(), values.max())
-        assert_histogram(view.histogram(site), values)
+def test_statistics_of_several_steps_merge_to_those_of_all_their_activations(statistics):
+    steps = [replace(statistics.step(step), values=[], peaks=[]) for step in range(STEPS)]
+    everything = zip(*map(activations_of, range(STEPS)), strict=True)
+    assert_channels(reduce(StepStatistics.merged, steps), [np.concatenate(a) for a in everything])
 
 
-RULES = [
-    (timestep_selection.interleaved, {"count": 2}),
-    (timestep_selection.random_per_trajectory, {"count": 1}),
-    (timestep_selection.paper_uniform, {"count": 3}),
-    (timestep_selection.explicit, {"steps": [4]}),
-    (timestep_selection.all, {}),
-]
-
-
-@pytest.mark.parametrize(("rule", "options"), RULES, ids=[rule.__name__ for rule, _ in RULES])
-def test_a_view_holds_the_selected_cells_and_no_other(statistics, rule, options):
-    found = chosen(rule, **options)
-    cells = np.zeros((5, STEPS), bool)
-    for trajectory, selection in enumerate(found):
-        cells[trajectory, selection.indices] = True
-    assert_view(statistics.view(found), cells)
-
-
-def test_trajectories_of_one_fold_are_selected_together(tmp_path):
-    statistics = Statistics(written(tmp_path, folds=2))
-    found = [Selection.of([step]) for step in (0, 1, 2, 3, 3)]
-    cells = np.zeros((2, STEPS), bool)
-    cells[0, [0, 2, 3]] = True
-    cells[1, [1, 3]] = True
-    assert_view(statistics.view(found), cells, folds=2)
-
-
-def test_trajectories_that_were_not_traced_select_nothing(statistics):
-    found = [Selection.of([0])] * EXTENT + [Selection.of([3])] * 4
-    assert statistics.view(found).steps == [0]
-
-
-def test_folds_that_no_trajectory_is_in_hold_nothing(tmp_path):
-    statistics = Statistics(written(tmp_path, folds=8))
-    cells = np.zeros((8, STEPS), bool)
-    cells[:EXTENT, 2] = True
-    assert_view(statistics.view([Selection.of([2])] * EXTENT), cells, folds=8)
-    assert_view(statistics.view(), np.ones((8, STEPS), bool), folds=8)
-
-
-def test_the_view_of_all_steps_is_the_merge_of_all(statistics):
-    view = statistics.view()
-    assert_view(view, np.ones((5, STEPS), bool))
-    together = [
-        np.concatenate([activations_of(step)[site] for step in range(STEPS)])
-        for site in range(len(LAYOUT.sites))
-    ]
-    channels = view.channels()
-    assert_channels(channels, together)
-    assert (channels.values, channels.peaks) == ([], [])
-
-
-def test_channels_of_a_view_are_those_of_its_steps(statistics):
-    view = statistics.view([Selection.of([1]), Selection.of([4])])
-    assert view.steps == [1, 4]
-    both = [np.concatenate(pair) for pair in zip(activations_of(1), activations_of(4), strict=True)]
-    assert_channels(view.channels(), both)
-
-
-def test_a_selection_without_a_step_is_refused(statistics):
-    with pytest.raises(InputError, match="no step among the traced"):
-        statistics.view([])
-
-
-def test_views_do_not_disturb_each_other(statistics):
-    one = statistics.view(chosen(timestep_selection.interleaved, count=2))
-    first, whole = one.histogram(0).counts.copy(), statistics.step(0).tensors()
-    before = {name: array.copy() for name, array in whole.items()}
-    statistics.view().channels()
-    statistics.view(chosen(timestep_selection.explicit, steps=[0, 5])).histogram(0)
-    assert_equal(one.histogram(0).counts, first)
-    assert all(np.array_equal(array, before[name]) for name, array in whole.items())
-
-
-def test_views_run_no_model(tmp_path):
-    """Opening, viewing and reading work in a process that cannot import MLX."""
+def test_statistics_need_no_model(tmp_path):
+    """Opening and reading work in a process that cannot import MLX."""
     folder = written(tmp_path).folder
     code = (
         "import sys; sys.modules['mlx'] = sys.modules['mlx.core'] = None\n"
+        "from taqdit.activations.overview import histogram\n"
         "from taqdit.activations.stored import Statistics\n"
-        "from taqdit.timestep_selection import Selection\n"
         f"statistics = Statistics.open({str(folder)!r})\n"
         "for step in range(statistics.num_steps):\n"
-        "    view = statistics.view([Selection.of([step])])\n"
-        "    print(view.histogram(0).total, view.channels().tokens[0])\n"
+        "    opened = statistics.step(step)\n"
+        "    print(histogram([opened], 0).total, opened.tokens[0])\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stderr == ""
-    assert run.stdout == "42 70\n" * STEPS
+    assert run.stdout == "210 70\n" * STEPS

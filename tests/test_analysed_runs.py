@@ -20,9 +20,9 @@ from conftest import tree
 import taqdit as package
 from taqdit.activations.opened import layers_of
 from taqdit.analysis.bits import seed_bits
-from taqdit.analysis.compare import step_weights
 from taqdit.analysis.profile import profile
 from taqdit.analysis.quantization_config import quantization_config
+from taqdit.analysis.selections import step_weights
 from taqdit.errors import InputError
 from taqdit.models.diffusionkit import MMDiT
 from taqdit.models.linears import linear_paths

@@ -16,7 +16,7 @@ from taqdit.activations import BinCounts
 from taqdit.activations import opened as exports
 from taqdit.activations.diagnostics_cell import Cell
 from taqdit.activations.overview import layer_table, overview, top_channels
-from taqdit.activations.stored import Statistics, View
+from taqdit.activations.stored import Statistics
 from taqdit.errors import CorruptError, InputError, NumericError
 
 NAMES = ("count", "mean", "std", "min", "max", "histogram", "outside")
@@ -241,6 +241,13 @@ def test_a_channel_without_values_is_zeros_with_count_zero(raw, tmp_path):
     assert np.isfinite(table.low[0, 1:]).all()
 
 
+def negative_bounds(imported):
+    """Least and largest possible share of negative values, (S, n) each."""
+    sites, steps = range(len(imported.sites)), range(imported.num_steps)
+    bounds = [[imported._cell(site, step).negative for step in steps] for site in sites]
+    return np.moveaxis(np.array(bounds), 2, 0)
+
+
 # --- and back ---------------------------------------------------------------------------------
 
 
@@ -253,7 +260,7 @@ def test_an_export_comes_back_with_the_same_numbers(imported, statistics):
     assert back.top_channels == ours.top_channels
     assert np.isnan(back.token_ratio).all()
     assert np.isnan(back.large_share).all()
-    least, most = imported.negative_bounds()
+    least, most = negative_bounds(imported)
     np.testing.assert_array_equal(least, most)  # `outside` tells the sides
 
 
@@ -315,7 +322,7 @@ def test_a_file_of_the_older_tools(tmp_path):
     np.testing.assert_array_equal(found.timesteps, TIMESTEPS)
     np.testing.assert_array_equal(found.sigmas, TIMESTEPS / 1000)
 
-    table, (least, most) = found.overview(), found.negative_bounds()
+    table, (least, most) = found.overview(), negative_bounds(found)
     for site, values in enumerate((both, narrow, one_side)):
         np.testing.assert_array_equal(table.low[site], values.min(axis=(1, 2)))
         np.testing.assert_allclose(table.std[site], np.median(values.std(axis=1), axis=1))
@@ -413,10 +420,10 @@ def test_layer_statistics_are_what_numpy_computes(layers, raw, layer):
     assert_entry(layers[layer], np.stack([each[READERS[layer]] for each in raw]))
 
 
-def assert_entry(entry, values, moments=None):
+def assert_entry(entry, values):
     assert (entry["min"], entry["max"]) == (values.min(), values.max())
     assert entry["num_samples"] == values.size
-    whole = (values if moments is None else moments).astype(np.float64)
+    whole = values.astype(np.float64)
     assert entry["mean"] == pytest.approx(whole.mean(), rel=1e-9)
     assert entry["std"] == pytest.approx(whole.std(), rel=1e-9)
     for name, percent in PERCENTS.items():
@@ -429,44 +436,27 @@ def test_zeros_have_percentiles_of_zero(layers):
     assert layers["embed.context"]["percentiles"]["p01"] < 0
 
 
-def test_layer_statistics_of_a_view_take_its_cells(statistics, raw):
-    cells = np.zeros((2, 3), bool)
-    cells[1, 1] = cells[:, 2] = True
-    found = exports.layer_statistics(statistics, View(statistics, cells))
-    for layer, site in READERS.items():
-        chosen = np.concatenate([raw[1][site][1::2], raw[2][site]])
-        moments = np.concatenate([raw[1][site], raw[2][site]])
-        assert_entry(found[layer], chosen, moments)
-
-
 def test_the_files_of_layer_statistics(statistics, layers, tmp_path):
     config, versions = {"tracer": {"folds": 2}}, {"taqdit": "0.1.0"}
-    cells = np.zeros((2, 3), bool)
-    cells[1, 1] = cells[:, 2] = True
-    view = View(statistics, cells)
-    exports.export_layer_statistics(statistics, tmp_path, view, config=config, versions=versions)
+    exports.export_layer_statistics(statistics, tmp_path, config=config, versions=versions)
     names = {"layer_statistics.json", "collection_metadata.json"}
     assert {path.name for path in tmp_path.iterdir()} == names
     found = json.loads((tmp_path / "layer_statistics.json").read_text())
-    assert found == exports.layer_statistics(statistics, view)
+    assert found == layers
     about = json.loads((tmp_path / "collection_metadata.json").read_text())
     assert about["config"] == config
     assert about["versions"] == versions
     assert about["statistics"]["fingerprint"] == "ab" * 32
     assert (about["statistics"]["trajectories"], about["statistics"]["folds"]) == (4, 2)
     assert about["statistics"]["sites"] == [[site.name, site.width] for site in LAYOUT.sites]
-    assert (about["view"]["steps"], about["view"]["complete"]) == ([1, 2], False)
-    assert about["view"]["cells"] == {"1": [1], "2": [0, 1]}
-    assert about["view"]["timesteps"] == TIMESTEPS[1:].tolist()
+    assert (about["view"]["steps"], about["view"]["complete"]) == ([0, 1, 2], True)
+    assert about["view"]["cells"] == {str(step): [0, 1] for step in range(3)}
+    assert about["view"]["timesteps"] == TIMESTEPS.tolist()
     assert about["layers"] == {k: LAYOUT.sites[site].name for k, site in READERS.items()}
     assert about["percentile_error"]["relative"] == 1 / 16
 
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    exports.export_layer_statistics(statistics, tmp_path)
-    whole = json.loads((tmp_path / "layer_statistics.json").read_text())
-    assert whole == layers
-    assert json.loads((tmp_path / "collection_metadata.json").read_text())["view"]["complete"]
-    exports.export_layer_statistics(statistics, tmp_path, view, config=config, versions=versions)
+    exports.export_layer_statistics(statistics, tmp_path, config=config, versions=versions)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
@@ -475,7 +465,7 @@ def test_a_site_without_finite_values_has_no_statistics(raw):
     values = [BinCounts.empty(2) if n == GELU else each for n, each in enumerate(step.values)]
     plain = duck([replace(step, values=values)])
     with pytest.raises(NumericError, match=r"mm_00_img\.post_gelu has no finite value"):
-        exports.layer_statistics(plain, View(plain))
+        exports.layer_statistics(plain)
 
 
 # --- opening ----------------------------------------------------------------------------------

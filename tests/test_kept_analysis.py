@@ -17,8 +17,8 @@ from taqdit import backend
 from taqdit.activations import stored as activations
 from taqdit.activations.overview import overview
 from taqdit.analysis import packed
-from taqdit.analysis.compare import compare, step_weights
 from taqdit.analysis.profile import profile
+from taqdit.analysis.selections import compare_rules, step_weights
 from taqdit.errors import CorruptError
 from taqdit.stages import analysis as stage
 from taqdit.store import read_shard
@@ -132,7 +132,9 @@ def test_a_comparison_does_not_tell_a_kept_profile_from_a_new_one(tmp_path):
     found = profile(statistics, step_weights(statistics.sigmas))
     kept = stored(packed.pack_profile(found), tmp_path)
     again = packed.unpack_profile(kept, statistics.layout.sites)
-    results = [compare(statistics, count=2, budgets=[2, 4], known=each) for each in (found, again)]
+    results = [
+        compare_rules(statistics, count=2, budgets=[2, 4], known=each) for each in (found, again)
+    ]
     assert same(*results)
 
 

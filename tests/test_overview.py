@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from statistics_oracle import assert_equal, codes_of, counted, statistics_of
 
 from taqdit.activations import Histogram, Layout, Site
-from taqdit.activations import stored as activations
+from taqdit.activations import step_shards as activations
 from taqdit.activations.overview import BINS, common_edges, layer_table, overview, top_channels
 from taqdit.activations.stored import Statistics
 from taqdit.store import Stage

@@ -21,8 +21,8 @@ from test_plots_overview import PLACES, names, panel, sigmas_of, texts_drawn
 
 from taqdit.activations import Site
 from taqdit.analysis.bits import BitWidths, LayerBits, protected
-from taqdit.analysis.compare import Curve
 from taqdit.analysis.drift import Drift
+from taqdit.analysis.selections import Curve
 from taqdit.plots import bits, drift, scores, style
 
 ROOT = Path(__file__).resolve().parent.parent

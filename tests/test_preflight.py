@@ -8,7 +8,7 @@ from conftest import ANALYTIC, ROOT, tree
 
 import taqdit as package
 from taqdit import config
-from taqdit.activations import stored as activations
+from taqdit.activations import step_shards as activations
 from taqdit.errors import StorageError
 from taqdit.models.spec import ModelSpec
 from taqdit.stages import preflight

@@ -9,14 +9,10 @@ from statistics_oracle import assert_channels, assert_equal, assert_histogram, a
 from traced import CFG_SCALE, Conditioned, Tracing
 
 from taqdit.activations import Histogram
-from taqdit.activations import stored as activations
-from taqdit.activations.stored import Statistics
 from taqdit.backend import mx
 from taqdit.models.options import tiny
 from taqdit.models.sites import site_paths
 from taqdit.sampler import euler, heun
-from taqdit.store import Stage
-from taqdit.timestep_selection import rules as timestep_selection
 from taqdit.tracer import counting
 from taqdit.tracer import probe as probe_module
 from taqdit.tracer.background import Background
@@ -104,27 +100,6 @@ def test_masked_statistics_of_sound_values_are_the_plain_ones(traced, model, gui
         tracing.sample(number, probe=tracing.probe(number, masked=True))
     for step, found in tracing.steps.items():
         assert_same_bytes(found, traced.steps[step])
-
-
-@pytest.mark.parametrize("rule", [timestep_selection.interleaved, timestep_selection.explicit])
-def test_a_view_is_made_of_the_selected_activations(traced, tmp_path, rule):
-    inputs = {"num_steps": 3}
-    stage = Stage.open(tmp_path, "statistics", fingerprint="a" * 64, inputs=inputs, backend={})
-    for step, found in traced.steps.items():
-        name, sigma = activations.file_name(4, step), float(traced.sigmas[step])
-        activations.write_step(stage, name, found, extent=4, step=step, sigma=sigma, timestep=0)
-    known = {"num_steps": 3, "sigmas": traced.sigmas, "seed": 0}
-    options = {"steps": [0, 2]} if rule is timestep_selection.explicit else {"count": 1}
-    chosen = [rule(trajectory=k, **known, **options) for k in range(4)]
-    view = Statistics(stage).view(chosen)
-    cells = {(k % 3, step) for k, each in enumerate(chosen) for step in each.indices.tolist()}
-    assert set(zip(*view.cells.nonzero(), strict=True)) == cells
-    for number in range(0, len(traced.layout.sites), 6):
-        parts = [
-            traced.activations[step][number][np.array(traced.folds) == fold].ravel()
-            for fold, step in cells
-        ]
-        assert_histogram(view.histogram(number), np.concatenate(parts))
 
 
 # --- live and replayed ----------------------------------------------------------------------

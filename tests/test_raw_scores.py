@@ -10,9 +10,9 @@ from scipy.stats import wasserstein_distance
 from statistics_oracle import codes_of
 from traced import Conditioned, Tracing
 
-from taqdit.analysis.compare import step_weights
 from taqdit.analysis.profile import profile
 from taqdit.analysis.scores import Candidate, Judge
+from taqdit.analysis.selections import step_weights
 from taqdit.analysis.static import StaticErrors
 from taqdit.models.options import tiny
 from taqdit.prompts.options import shapes

@@ -10,12 +10,12 @@ from made_statistics import TOKENS, gaussian, made
 from scipy.stats import t as student
 
 from taqdit.activations import BinCounts, Histogram
-from taqdit.analysis.compare import compare, default_budget, default_budgets, step_weights
 from taqdit.analysis.distribution import Distribution
-from taqdit.analysis.intervals import DRAWS, half_width, resamples
+from taqdit.analysis.estimates import DRAWS, half_width, resamples
 from taqdit.analysis.options import RULES
 from taqdit.analysis.profile import profile
 from taqdit.analysis.scores import Candidate, Judge, Losses
+from taqdit.analysis.selections import compare_rules, default_budget, default_budgets, step_weights
 from taqdit.errors import ConfigError
 from taqdit.quantizer import BITS
 from taqdit.timestep_selection import rules
@@ -47,7 +47,7 @@ def bump(places, height=6.0):
 @pytest.mark.parametrize("weighting", ["dt", "equal"])
 def test_the_rule_that_sees_the_wide_steps_wins(places, winner, weighting):
     """Wide steps that only one of the two rules selects."""
-    found = compare(
+    found = compare_rules(
         made(bump(places), num_steps=N), PAIR, budgets=[len(DENSE)], weighting=weighting
     )
     scores, loser = found.scores, next(name for name in PAIR if name != winner)
@@ -68,7 +68,7 @@ def test_points_count_alike_where_steps_are_judged_by_their_length():
     statistics = made(gaussian(lambda step: 1 + step / 5), num_steps=N)
     pair = ["sigma_uniform", "midpoint"]
     for weighting, winner in (("dt", 0), ("equal", 1)):
-        scores = compare(statistics, pair, budgets=[12], weighting=weighting).scores
+        scores = compare_rules(statistics, pair, budgets=[12], weighting=weighting).scores
         assert scores.w1[:, 0].argmin() == winner
         for width in (1, 2):  # 6 and 4 bits
             assert scores.loss[:, width].argmin() == winner
@@ -78,8 +78,12 @@ def test_a_silent_site_is_no_part_of_the_mean():
     def values(rng, site, step, _trajectory):
         return (1 + 5 * (step == 4)) * rng.normal(size=(TOKENS, 8)) * (site == 0)
 
-    alone = compare(made(values, num_steps=6, sites=1), ["paper_uniform"], count=2, budgets=[2])
-    both = compare(made(values, num_steps=6, sites=2), ["paper_uniform"], count=2, budgets=[2])
+    alone = compare_rules(
+        made(values, num_steps=6, sites=1), ["paper_uniform"], count=2, budgets=[2]
+    )
+    both = compare_rules(
+        made(values, num_steps=6, sites=2), ["paper_uniform"], count=2, budgets=[2]
+    )
     assert alone.scores.loss[0, 0] > 0.1
     assert both.scores.loss == pytest.approx(alone.scores.loss)
     assert both.scores.dynamic_gain == pytest.approx(alone.scores.dynamic_gain)
@@ -91,8 +95,8 @@ def test_a_site_without_finite_values_is_left_out():
     statistics.step = broken.__getitem__
     found = profile(statistics, np.full(4, 0.25))
     assert list(found.noise) == ["mm_00_img.fc1_in"]
-    whole = compare(made(gaussian(), num_steps=4), ["midpoint"], count=2, budgets=[2])
-    scores = compare(statistics, ["midpoint"], count=2, budgets=[2]).scores
+    whole = compare_rules(made(gaussian(), num_steps=4), ["midpoint"], count=2, budgets=[2])
+    scores = compare_rules(statistics, ["midpoint"], count=2, budgets=[2]).scores
     assert scores.loss == pytest.approx(whole.scores.loss)
 
 
@@ -116,7 +120,7 @@ def emptied(step, site):
 def test_what_trajectories_of_a_fold_share_is_marked():
     """As many folds as trajectories: each is scored on what it selects itself."""
     for folds, exact in ((8, True), (4, False)):
-        found = compare(
+        found = compare_rules(
             made(gaussian(), num_steps=N, folds=folds), ["interleaved", "midpoint"], budgets=[12]
         )
         assert found.scores.exact.tolist() == [exact, True]
@@ -124,7 +128,7 @@ def test_what_trajectories_of_a_fold_share_is_marked():
 
 
 def test_rules_do_not_differ_where_every_step_is_alike():
-    found = compare(made(gaussian(), num_steps=N), PAIR, budgets=[12])
+    found = compare_rules(made(gaussian(), num_steps=N), PAIR, budgets=[12])
     apart, half = found.scores.losses.difference(0, 1, 8)
     assert abs(apart) < half
     assert not found.scores.losses.differ(0, 1, 8)
@@ -133,7 +137,7 @@ def test_rules_do_not_differ_where_every_step_is_alike():
 def test_all_steps_lose_nothing_and_nothing_is_won():
     statistics = made(gaussian(lambda step: 1 + step % 3), num_steps=6, sites=2)
     rules = ["all", "midpoint"]
-    found = compare(statistics, rules, count=2, budgets=[1, 6], weighting="equal")
+    found = compare_rules(statistics, rules, count=2, budgets=[1, 6], weighting="equal")
     scores = found.scores
     assert (scores.loss[0] == 0).all()
     assert (scores.losses.replicates[:, 0] == 0).all()
@@ -155,7 +159,7 @@ def test_interleaved_is_scored_on_the_cells_that_it_selects():
         return x
 
     statistics = made(values, num_steps=N)
-    scores = compare(statistics, ["interleaved", "all"], budgets=[12]).scores
+    scores = compare_rules(statistics, ["interleaved", "all"], budgets=[12]).scores
     assert set(scores.steps[0]) == set(range(N)) == set(scores.steps[1])
     assert scores.range_coverage[0, 0] < 0.3
     assert scores.range_coverage[1, 0] == 1
@@ -186,7 +190,7 @@ def test_cells_weigh_by_how_many_of_a_fold_select_them():
 
 def test_data_driven_rules_are_shown_the_statistics():
     statistics = made(bump({3, 17}), num_steps=N)
-    found = compare(
+    found = compare_rules(
         statistics, ["regret_optimal", "coverage_optimal", "midpoint"], count=3, budgets=[3]
     )
     scores = found.scores
@@ -196,7 +200,7 @@ def test_data_driven_rules_are_shown_the_statistics():
 
 def test_every_rule_with_a_budget_gets_the_same():
     statistics = made(gaussian(), num_steps=N, sites=1, trajectories=2, folds=2)
-    found = compare(statistics, budgets=[5])
+    found = compare_rules(statistics, budgets=[5])
     scores = dict(zip(found.scores.rules, found.scores.counts.tolist(), strict=True))
     assert found.count == default_budget(N) == 12
     others = {name: count for name, count in scores.items() if count != 12}
@@ -204,14 +208,14 @@ def test_every_rule_with_a_budget_gets_the_same():
     assert "paper_stride" not in [found.scores.rules[place] for place in found.ranking]
     assert len(found.ranking) == len(RULES) - 1
     assert default_budget(50) == 17
-    asked = compare(statistics, ["midpoint", "dense_middle"], count=4, budgets=[4])
+    asked = compare_rules(statistics, ["midpoint", "dense_middle"], count=4, budgets=[4])
     assert asked.scores.counts.tolist() == [4, 12]
     assert asked.ranking == [0]
 
 
 def test_curves_go_over_the_budgets_and_end_at_all_steps():
     statistics = made(gaussian(lambda step: 1 + step / 10), num_steps=12)
-    found = compare(statistics, ["midpoint", "dense_middle"], count=4, weighting="equal")
+    found = compare_rules(statistics, ["midpoint", "dense_middle"], count=4, weighting="equal")
     midpoint, dense = found.curves
     assert default_budgets(12, 4) == (2, 3, 4, 6, 8, 12)
     assert midpoint.counts.tolist() == [2, 3, 4, 6, 8, 12]
@@ -225,7 +229,7 @@ def test_curves_go_over_the_budgets_and_end_at_all_steps():
 
 def test_enough_is_the_budget_from_which_on_little_is_lost():
     statistics = made(gaussian(), num_steps=12)
-    (curve,) = compare(statistics, ["midpoint"], count=4).curves
+    (curve,) = compare_rules(statistics, ["midpoint"], count=4).curves
     loss = np.array([[0.5], [0.05], [0.2], [0.1], [0.0], [0.0]]) * np.ones(3)
     made_up = type(curve)("made", curve.counts, loss, loss, loss)
     assert made_up.enough(0.1) == 6
@@ -237,14 +241,14 @@ def test_enough_is_the_budget_from_which_on_little_is_lost():
 def test_the_runs_own_selection_joins_unless_it_is_there():
     statistics = made(gaussian(), num_steps=N)
     own = ("midpoint", functools.partial(rules.midpoint, count=5))
-    found = compare(statistics, ["midpoint"], count=4, budgets=[4], own=own)
+    found = compare_rules(statistics, ["midpoint"], count=4, budgets=[4], own=own)
     assert found.scores.rules == ("midpoint", "midpoint")
     assert (found.scores.own, found.compared, found.ranking) == (1, 1, [0])
     own = ("midpoint", functools.partial(rules.midpoint, count=4))
-    found = compare(statistics, ["midpoint"], count=4, budgets=[4], own=own)
+    found = compare_rules(statistics, ["midpoint"], count=4, budgets=[4], own=own)
     assert (found.scores.own, len(found.scores.rules)) == (0, 1)
     own = ("mine", functools.partial(rules.midpoint, count=4))
-    found = compare(statistics, ["midpoint"], count=4, budgets=[4], own=own)
+    found = compare_rules(statistics, ["midpoint"], count=4, budgets=[4], own=own)
     assert (found.scores.own, found.scores.rules) == (1, ("midpoint", "mine"))
     assert (found.scores.loss[0] == found.scores.loss[1]).all()
 
@@ -255,7 +259,7 @@ def test_the_runs_own_selection_joins_unless_it_is_there():
 )
 def test_budgets_outside_the_steps_are_refused(options, text):
     with pytest.raises(ConfigError, match=text):
-        compare(made(gaussian(), num_steps=N), ["midpoint"], **options)
+        compare_rules(made(gaussian(), num_steps=N), ["midpoint"], **options)
 
 
 def test_step_weights():
@@ -273,7 +277,7 @@ def test_constant_zero_and_single_step_sites():
     def values(_rng, site, _step, _trajectory):
         return np.full((TOKENS, 8), 3.0 * site)
 
-    scores = compare(made(values, num_steps=1, sites=2), ["midpoint"], count=1).scores
+    scores = compare_rules(made(values, num_steps=1, sites=2), ["midpoint"], count=1).scores
     assert (scores.loss == 0).all()  # of the constant site: the other one has no signal
     assert np.isnan(scores.oracle[0]).all()
     assert (scores.range_coverage == 1).all()
@@ -282,7 +286,7 @@ def test_constant_zero_and_single_step_sites():
 
 def test_one_fold_gives_no_interval():
     statistics = made(gaussian(), num_steps=4, folds=1)
-    scores = compare(statistics, ["midpoint"], count=2, budgets=[2]).scores
+    scores = compare_rules(statistics, ["midpoint"], count=2, budgets=[2]).scores
     assert np.isfinite(scores.loss).all()
     assert np.isnan(scores.loss_high).all()
     assert not scores.losses.differ(0, 0, 8)
@@ -372,14 +376,14 @@ def test_calibration_points_are_not_weighted_as_the_steps_are():
 
 def test_a_range_per_step_serves_steps_of_different_width():
     statistics = made(gaussian(lambda step: 8.0 if step == 0 else 1.0), num_steps=2)
-    scores = compare(statistics, ["all"], count=1, budgets=[1]).scores
+    scores = compare_rules(statistics, ["all"], count=1, budgets=[1]).scores
     weights = step_weights(statistics.sigmas)
     alone = []
     for step in range(2):
         one = SimpleNamespace(**vars(statistics))
         one.num_steps, one.step = 1, lambda _, step=step: statistics.step(step)
         one.sigmas = np.ones(1)
-        each = compare(one, ["all"], count=1, budgets=[1]).scores
+        each = compare_rules(one, ["all"], count=1, budgets=[1]).scores
         distribution = Distribution.of([statistics.step(step)], 0)
         signal = weights[step] * distribution.signal.sum()
         alone.append((signal, signal / 10 ** (each.oracle[0] / 10)))

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from statistics_oracle import sums_of
 
 from taqdit.activations import Layout, Site
-from taqdit.activations import stored as activations
+from taqdit.activations import step_shards as activations
 from taqdit.schedule import flow
 from taqdit.stages import context as bench
 from taqdit.stages import statistics

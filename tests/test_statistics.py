@@ -176,14 +176,6 @@ def test_a_channel_without_a_finite_value_adds_nothing():
     assert (nothing.mean[1], nothing.m2[1], nothing.std[1]) == (0, 0, 0)
 
 
-def test_bin_counts_can_be_left_out_of_a_merge():
-    one = statistics_of(LAYOUT, [np.ones((1, 2, 6)), np.ones((1, 2, 2))], [0])
-    both = one.without_counts().merged(one.without_counts())
-    assert (both.values, both.peaks) == ([], [])
-    assert_equal(both.tokens, one.merged(one).tokens)
-    assert [table.total for table in one.values] == [12, 4]
-
-
 def test_what_32_bits_cannot_count_is_refused():
     one = statistics_of(LAYOUT, [np.ones((1, 2, 6)), np.ones((1, 2, 2))], [0])
     many = replace(one, tokens=np.array([2, 2**32 - 3]))

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 from taqdit import config, run
-from taqdit.analysis.compare import default_budget
+from taqdit.analysis.selections import default_budget
 from taqdit.config import Problem, SweepJob
 from taqdit.errors import ConfigError, NumericError, StorageError, TaqditError
 from taqdit.runs import sweep as sweeping

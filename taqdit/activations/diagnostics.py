@@ -130,7 +130,7 @@ def _histogram(step: StepStatistics, site: int) -> tuple[np.ndarray, np.ndarray]
     Our bin around zero reaches both ways, and zero belongs to the bin above it: as the number of
     negative values is known, their share is made exact.
     """
-    counts, *outside = histogram(step, site).rebinned(EDGES)
+    counts, *outside = histogram([step], site).rebinned(EDGES)
     negative = step.negative[step.layout.span(site)].sum(dtype=np.int64)
     last = BELOW_ZERO.stop - 1
     astray = negative - outside[0] - counts[BELOW_ZERO].sum()

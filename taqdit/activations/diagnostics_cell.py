@@ -23,6 +23,7 @@ from taqdit.activations.diagnostics import (
     OUTSIDE,
     STD,
 )
+from taqdit.activations.overview import ratio_to_median
 
 LARGEST = float(np.finfo(np.float32).max)
 MOST = 2.0**53
@@ -128,8 +129,7 @@ class Cell:
     def channel_ratio(self) -> float:
         """Absmax of the top channel over that of the median channel; channels of zeros left out."""
         peaks = np.maximum(np.maximum(self.high, -self.low), 0)
-        used = peaks[peaks > 0]
-        return float(used.max() / np.median(used)) if len(used) else 1.0
+        return ratio_to_median(peaks)
 
     def percentile(self, percent: float) -> float:
         """Interpolated in a bin; NaN where the bin is not known, or wider than 1/32."""

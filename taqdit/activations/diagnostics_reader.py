@@ -116,17 +116,6 @@ class ImportedStatistics:
             **tables,
         )
 
-    def negative_bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Least and largest possible share of negative values, (S, n) each.
-
-        They differ where values were dropped outside [-8, 8] on both sides; `negative` in the
-        overview is the middle.
-        """
-        sites, steps = range(len(self.sites)), range(self.num_steps)
-        bounds = [[self._cell(site, step).negative for step in steps] for site in sites]
-        least, most = np.moveaxis(np.array(bounds), 2, 0)
-        return least, most
-
     def histograms(self, site: int, *, steps: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Common edges (k + 1,), and a site's counts (n, k) at the given steps."""
         table = self.layer_table(site, steps=steps)

@@ -1,16 +1,17 @@
-"""`layer_statistics.json`: the input of each linear, over a view; and where it comes from."""
+"""`layer_statistics.json`: the input of each linear over all steps; and where it comes from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from taqdit.activations import Site, StepStatistics
-from taqdit.activations.stored import Statistics, View
+from taqdit.activations import Histogram, Site, StepStatistics
+from taqdit.activations.overview import histogram
+from taqdit.activations.stored import Statistics
 from taqdit.errors import NumericError
 from taqdit.store import publish_json
 
@@ -44,26 +45,27 @@ def layers_of(site: Site) -> list[str]:
     return [f"{prefix}.{linear}" for linear in _LINEARS[site.place]]
 
 
-def layer_statistics(statistics: Statistics, view: View | None = None) -> dict[str, dict[str, Any]]:
+def layer_statistics(statistics: Statistics) -> dict[str, dict[str, Any]]:
     """Layer -> min, max, mean, std, percentiles (p01 .. p99) and num_samples of its input.
 
-    Every linear of which the input is traced, over a view of the statistics (None: every step).
-    `num_samples` counts values. Moments take in all trajectories at the view's steps, all else
-    the view's cells alone. Raises NumericError for a site without a finite value.
+    Every linear of which the input is traced, over all steps. `num_samples` counts values. Raises
+    NumericError for a site without a finite value.
     """
-    chosen = statistics.view() if view is None else view
-    mean, std = _moments(chosen)
-    found: dict[str, dict[str, Any]] = {}
+    steps = [statistics.step(step) for step in range(statistics.num_steps)]
+    mean, std = _moments(steps)
+    layers: dict[str, dict[str, Any]] = {}
     for number, site in enumerate(statistics.sites):
-        entry = _entry(chosen, number, mean=float(mean[number]), std=float(std[number]))
-        found |= {layer: entry for layer in layers_of(site)}
-    return found
+        values = histogram(steps, number)
+        if not values.total:
+            raise NumericError(f"{site.name} has no finite value in the steps of the view")
+        entry = _entry(values, mean=float(mean[number]), std=float(std[number]))
+        layers |= {layer: entry for layer in layers_of(site)}
+    return layers
 
 
 def export_layer_statistics(
     statistics: Statistics,
     folder: str | Path,
-    view: View | None = None,
     *,
     config: Mapping[str, Any] = _NOTHING,
     versions: Mapping[str, Any] = _NOTHING,
@@ -74,36 +76,31 @@ def export_layer_statistics(
     `config` (the resolved config), `versions` and what else is given go into the metadata as they
     are.
     """
-    chosen = statistics.view() if view is None else view
-    layers = layer_statistics(statistics, chosen)
-    known = {"config": dict(config), "versions": dict(versions), **settings}
-    metadata = {**_provenance(chosen), **known}
-    publish_json(Path(folder) / METADATA, metadata)
+    layers = layer_statistics(statistics)
+    given = {"config": dict(config), "versions": dict(versions), **settings}
+    publish_json(Path(folder) / METADATA, {**_provenance(statistics), **given})
     publish_json(Path(folder) / STATISTICS, layers)
 
 
-def _entry(view: View, site: int, *, mean: float, std: float) -> dict[str, Any]:
-    histogram = view.histogram(site)
-    if not histogram.total:
-        name = view.statistics.sites[site].name
-        raise NumericError(f"{name} has no finite value in the steps of the view")
-    values = [0.0 if abs(v) < _ZERO else v for v in histogram.percentiles(PERCENTS)]
-    named = zip(PERCENTS, values, strict=True)
+def _entry(values: Histogram, *, mean: float, std: float) -> dict[str, Any]:
+    percentiles = [0.0 if abs(v) < _ZERO else v for v in values.percentiles(PERCENTS)]
+    named = zip(PERCENTS, percentiles, strict=True)
     return {
-        "min": view.low(site),
-        "max": view.high(site),
+        "min": values.percentile(0),
+        "max": values.percentile(100),
         "mean": mean,
         "std": std,
         "percentiles": {f"p{percent:02d}": value for percent, value in named},
-        "num_samples": histogram.total,
+        "num_samples": values.total,
     }
 
 
-def _moments(view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each site over the view's steps, (S,) float64."""
-    parts = list(_pooled(view.statistics.step(step)) for step in view.steps)
-    count, mean, m2 = (np.stack(column) for column in zip(*parts, strict=True))
-    return _joined(count, mean, m2)
+def _moments(steps: Sequence[StepStatistics]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each site over all steps, (S,) float64."""
+    count, mean, m2 = (np.stack(part) for part in zip(*map(_pooled, steps), strict=True))
+    total = np.maximum(count.sum(axis=0), 1)
+    whole = (count * mean).sum(axis=0) / total
+    return whole, np.sqrt((m2 + count * (mean - whole) ** 2).sum(axis=0) / total)
 
 
 def _pooled(step: StepStatistics) -> Iterator[np.ndarray]:
@@ -115,15 +112,8 @@ def _pooled(step: StepStatistics) -> Iterator[np.ndarray]:
     yield from (count, mean, np.add.reduceat(step.m2 + step.count * apart**2, starts))
 
 
-def _joined(count: np.ndarray, mean: np.ndarray, m2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of several parts (n, S) together, (S,) each."""
-    total = np.maximum(count.sum(axis=0), 1)
-    whole = (count * mean).sum(axis=0) / total
-    return whole, np.sqrt((m2 + count * (mean - whole) ** 2).sum(axis=0) / total)
-
-
-def _provenance(view: View) -> dict[str, Any]:
-    statistics, steps = view.statistics, view.steps
+def _provenance(statistics: Statistics) -> dict[str, Any]:
+    steps, folds = list(range(statistics.num_steps)), list(range(statistics.folds))
     return {
         "statistics": {
             "fingerprint": statistics.fingerprint,
@@ -134,10 +124,10 @@ def _provenance(view: View) -> dict[str, Any]:
         },
         "view": {
             "steps": steps,
-            "timesteps": statistics.timesteps[steps].tolist(),
-            "cells": {str(step): np.flatnonzero(view.cells[:, step]).tolist() for step in steps},
+            "timesteps": statistics.timesteps.tolist(),
+            "cells": {str(step): folds for step in steps},
             "cells_meaning": _CELLS,
-            "complete": bool(view.cells[:, steps].all()),
+            "complete": True,
         },
         "layers": {layer: site.name for site in statistics.sites for layer in layers_of(site)},
         "fields": _FIELDS,

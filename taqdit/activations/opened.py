@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taqdit.activations import stored as activations
 from taqdit.activations.diagnostics import export_npz
 from taqdit.activations.diagnostics_reader import ImportedStatistics
 from taqdit.activations.layer_json import export_layer_statistics, layer_statistics, layers_of
+from taqdit.activations.stored import Statistics
 from taqdit.errors import InputError
-from taqdit.store import Stage
 
 __all__ = [
     "ImportedStatistics",
@@ -26,15 +25,6 @@ __all__ = [
 ]
 
 
-class Statistics(activations.Statistics):
-    """Statistics of a stage; `open` takes a stage's folder or an `.npz` of diagnostics."""
-
-    @classmethod
-    def open(cls, path: str | Path) -> Statistics | ImportedStatistics:  # type: ignore[override]
-        """The statistics in a folder or an `.npz`. InputError for anything else."""
-        return open_statistics(path)
-
-
 def open_statistics(path: str | Path) -> Statistics | ImportedStatistics:
     """The statistics in a stage's folder, or in an `.npz` of diagnostics.
 
@@ -42,7 +32,7 @@ def open_statistics(path: str | Path) -> Statistics | ImportedStatistics:
     """
     path = Path(path)
     if path.is_dir():
-        return Statistics(Stage.at(path))
+        return Statistics.open(path)
     if path.suffix == ".npz":
         return ImportedStatistics.open(path)
     raise InputError(f"{path} is neither a folder of statistics nor an .npz file")

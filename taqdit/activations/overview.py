@@ -138,7 +138,7 @@ def _column(step: StepStatistics) -> dict[str, np.ndarray]:
     """The overview's numbers of one step, (S,) each."""
     layout, absmax, count = step.layout, step.absmax, np.maximum(step.count, 1)
     ranges = np.maximum(step.high.astype(np.float64) - step.low, 0)
-    histograms = [histogram(step, site) for site in range(len(layout.sites))]
+    histograms = [histogram([step], site) for site in range(len(layout.sites))]
     top = [int(absmax[layout.span(site)].argmax()) for site in range(len(layout.sites))]
     near = step.large.sum(axis=0) / count
     peaks = absmax.astype(np.float64)
@@ -154,7 +154,7 @@ def _column(step: StepStatistics) -> dict[str, np.ndarray]:
         "p01": _percentiles(histograms, 1),
         "p99": _percentiles(histograms, 99),
         "p9999": _percentiles(histograms, 99.99),
-        "channel_ratio": per_site(layout, peaks, _ratio_to_median),
+        "channel_ratio": per_site(layout, peaks, ratio_to_median),
         "token_ratio": _token_ratios(step, per_site(layout, peaks, np.max)),
         "large_share": np.array(
             [near[layout.span(site)][channel] for site, channel in enumerate(top)]
@@ -162,10 +162,11 @@ def _column(step: StepStatistics) -> dict[str, np.ndarray]:
     }
 
 
-def histogram(step: StepStatistics, site: int) -> Histogram:
-    """The distribution of a site's values at a step, all folds together."""
-    low, high = step.fold_low[:, site].min(), step.fold_high[:, site].max()
-    return Histogram.of([step.values[site]], low=float(low), high=float(high))
+def histogram(steps: Sequence[StepStatistics], site: int) -> Histogram:
+    """The distribution of a site's values at some steps together, of all folds."""
+    low = min(float(step.fold_low[:, site].min()) for step in steps)
+    high = max(float(step.fold_high[:, site].max()) for step in steps)
+    return Histogram.of([step.values[site] for step in steps], low=low, high=high)
 
 
 def layer_table(statistics: Steps, site: int, *, steps: Sequence[int] | None = None) -> LayerTable:
@@ -197,9 +198,9 @@ def site_histograms(
     statistics: Steps, site: int, *, steps: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The values of one site at some steps: common edges (k + 1,) and counts (n, k) float64."""
-    histograms = [histogram(statistics.step(step), site) for step in steps]
+    histograms = [histogram([statistics.step(step)], site) for step in steps]
     edges = common_edges(histograms)
-    return edges, np.stack([each.rebinned(edges)[0] for each in histograms])
+    return edges, np.stack([one.rebinned(edges)[0] for one in histograms])
 
 
 def common_edges(histograms: Sequence[Histogram], *, bins: int = BINS) -> np.ndarray:
@@ -254,7 +255,7 @@ def _token_ratios(step: StepStatistics, largest: np.ndarray) -> np.ndarray:
     return np.array([top / each.percentile(50) if each.total else 1.0 for top, each in pairs])
 
 
-def _ratio_to_median(peaks: np.ndarray) -> float:
+def ratio_to_median(peaks: np.ndarray) -> float:
     """The largest over the median of those that are not zero; 1 where all are."""
     used = peaks[peaks > 0]
     return float(used.max() / np.median(used)) if len(used) else 1.0

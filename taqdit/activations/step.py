@@ -7,7 +7,7 @@ Moments are merged in float64 (Chan, Golub & LeVeque, 1979).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -142,10 +142,6 @@ class StepStatistics:
             [one.merged(two) for one, two in zip(self.values, other.values, strict=True)],
             [one.merged(two) for one, two in zip(self.peaks, other.peaks, strict=True)],
         )
-
-    def without_counts(self) -> StepStatistics:
-        """All but the bin counts, which over many steps may exceed 32 bits."""
-        return replace(self, values=[], peaks=[])
 
     def tensors(self) -> dict[str, np.ndarray]:
         """As plain arrays, to be stored; `of_tensors` reads them back."""

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from taqdit.activations.overview import Overview
+from taqdit.activations.stored import Statistics
 from taqdit.analysis.bits import BitWidths, seed_bits, sqnr_bits
-from taqdit.analysis.compare import Comparison, Traced, compare, step_weights
 from taqdit.analysis.drift import Drift, drift
 from taqdit.analysis.options import AnalysisOptions
 from taqdit.analysis.outliers import Outliers, outliers
 from taqdit.analysis.profile import Profile, profile
+from taqdit.analysis.selections import SelectionComparison, compare_rules, step_weights
 from taqdit.analysis.weights import GRANULARITIES, WeightTable
 from taqdit.timestep_selection.selection import Rule
 
@@ -26,7 +27,7 @@ class Analysis:
     `weights` is None where the weights were not analysed.
     """
 
-    comparison: Comparison
+    comparison: SelectionComparison
     drift: Drift
     outliers: Outliers
     bits: BitWidths
@@ -35,7 +36,7 @@ class Analysis:
 
 
 def analyse(
-    statistics: Traced,
+    statistics: Statistics,
     table: Overview,
     options: AnalysisOptions,
     *,
@@ -54,7 +55,7 @@ def analyse(
     """
     steps = step_weights(statistics.sigmas, options.weighting)
     found = known or profile(statistics, steps)
-    comparison = compare(
+    comparison = compare_rules(
         statistics,
         options.compare,
         count=options.budget,

@@ -66,11 +66,6 @@ class Distribution:
         """Sum of squares of each cell, (F, n)."""
         return np.asarray(np.einsum("fnk,k->fn", self.counts, self.power))
 
-    def folded(self) -> Distribution:
-        """All folds as one."""
-        ends = self.low.min(axis=0)[None], self.high.max(axis=0)[None]
-        return Distribution(self.left, self.right, self.by_step[None], *ends)
-
     def pooled(self, weights: np.ndarray) -> np.ndarray:
         """Bin masses (.., k) of cells pooled with `weights` (.., F, n): a value's weight is that
         of its cell."""

@@ -9,8 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from taqdit.activations import Histogram, Layout, Site, StepStatistics
-from taqdit.activations.overview import Overview, Steps, per_site, top_channels
+from taqdit.activations import Layout, Site, StepStatistics
+from taqdit.activations.overview import (
+    Overview,
+    Steps,
+    histogram,
+    per_site,
+    ratio_to_median,
+    top_channels,
+)
 from taqdit.analysis.products import product
 from taqdit.quantizer import Quantizer
 
@@ -75,7 +82,7 @@ def outliers(statistics: Steps, table: Overview) -> Outliers:
     low = reduce(np.minimum, (step.low for step in steps))
     high = reduce(np.maximum, (step.high for step in steps))
     ranges = _ranges(low, high)
-    channel_ratio = per_site(layout, ranges, _ratio_to_median)
+    channel_ratio = per_site(layout, ranges, ratio_to_median)
     count = sum(per_site(layout, step.count, np.sum) for step in steps)
     negative = sum(per_site(layout, step.negative.astype(np.int64), np.sum) for step in steps)
     known = np.where(count > 0, 1.0, np.nan)
@@ -89,7 +96,7 @@ def outliers(statistics: Steps, table: Overview) -> Outliers:
         kind=_kinds(table, np.fmax(channel_ratio, table.channel_ratio.max(axis=1))),
         negative=known * negative / np.maximum(count, 1),
         negative_levels=known * _negative_levels(steps),
-        kurtosis=_kurtosis(steps),
+        kurtosis=np.array([histogram(steps, i).kurtosis() for i in range(len(layout.sites))]),
     )
 
 
@@ -164,23 +171,8 @@ def _negative_levels(steps: Sequence[StepStatistics]) -> np.ndarray:
     return np.asarray(quantizer.zero_point / 2**_BITS)
 
 
-def _kurtosis(steps: Sequence[StepStatistics]) -> np.ndarray:
-    low, high = _ends(steps)
-    tables = [
-        Histogram.of([step.values[site] for step in steps], low=a, high=b)
-        for site, (a, b) in enumerate(zip(low.tolist(), high.tolist(), strict=True))
-    ]
-    return np.array([each.kurtosis() for each in tables])
-
-
 def _ends(steps: Sequence[StepStatistics]) -> tuple[np.ndarray, np.ndarray]:
     """Smallest and largest value of each site at any step, (S,) float64 each."""
     low = np.min([step.fold_low.min(axis=0) for step in steps], axis=0)
     high = np.max([step.fold_high.max(axis=0) for step in steps], axis=0)
     return low.astype(np.float64), high.astype(np.float64)
-
-
-def _ratio_to_median(ranges: np.ndarray) -> float:
-    """The largest over the median of those that are not zero; 1 where all are."""
-    used = ranges[ranges > 0]
-    return float(used.max() / np.median(used)) if len(used) else 1.0

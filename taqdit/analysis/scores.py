@@ -22,8 +22,7 @@ from taqdit.activations.overview import Steps
 from taqdit.analysis.channels import channel_sqnr
 from taqdit.analysis.distances import jensen_shannon, wasserstein
 from taqdit.analysis.distribution import Distribution
-from taqdit.analysis.intervals import half_width, resamples
-from taqdit.analysis.means import RunningMean
+from taqdit.analysis.estimates import RunningMean, half_width, resamples
 from taqdit.analysis.products import product
 from taqdit.analysis.static import StaticErrors
 from taqdit.quantizer import BITS, decibel

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from taqdit.analysis.analyse import Analysis
-from taqdit.analysis.compare import Comparison, Curve
 from taqdit.analysis.drift import Drift, phase_names
-from taqdit.analysis.means import known_mean
+from taqdit.analysis.estimates import known_mean
 from taqdit.analysis.outliers import Outliers
 from taqdit.analysis.scores import Scores
+from taqdit.analysis.selections import Curve, SelectionComparison
 from taqdit.analysis.weights import GRANULARITIES, WeightTable
 from taqdit.quantizer import BITS
 
@@ -126,7 +126,7 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
     )
 
 
-def _comparison(comparison: Comparison) -> dict[str, Any]:
+def _comparison(comparison: SelectionComparison) -> dict[str, Any]:
     scores = comparison.scores
     per_site = ("range_coverage", "step_coverage", "clipped", "w1", "js", "sqnr", "channel_sqnr")
     return {

@@ -9,10 +9,10 @@ import numpy as np
 
 from taqdit.analysis.analyse import Analysis
 from taqdit.analysis.bit_summary import summary_lines
-from taqdit.analysis.compare import DECIDING, DT, Comparison
 from taqdit.analysis.drift import Drift, phase_names
-from taqdit.analysis.means import known_mean
+from taqdit.analysis.estimates import known_mean
 from taqdit.analysis.scores import FITTED, ROUGH, Scores
+from taqdit.analysis.selections import DECIDING, DT, SelectionComparison
 from taqdit.quantizer import BITS
 
 ENOUGH = 0.1  # dB: a loss that hardly matters
@@ -50,7 +50,7 @@ def difference(scores: Scores, one: int, other: int) -> str:
     return f"{better} is better than {worse} by {by}"
 
 
-def _heading(comparison: Comparison) -> str:
+def _heading(comparison: SelectionComparison) -> str:
     weights = "by dt" if comparison.weighting == DT else "equally"
     text = (
         f"{comparison.count} of {comparison.num_steps} steps, {DECIDING}-bit static quantizers,"
@@ -61,7 +61,7 @@ def _heading(comparison: Comparison) -> str:
     return text + (f"; {ROUGH} trajectories share folds" if not scores.exact.all() else "")
 
 
-def _ranked(comparison: Comparison) -> str:
+def _ranked(comparison: SelectionComparison) -> str:
     """The best, which are told apart from it and which are not, which have other budgets."""
     scores, (best, *others) = comparison.scores, comparison.ranking
     texts = [f"best: {scores.label(best)} {_loss(scores, best)}"]
@@ -98,7 +98,7 @@ def _own(scores: Scores) -> str:
     )
 
 
-def _enough(comparison: Comparison) -> str:
+def _enough(comparison: SelectionComparison) -> str:
     """The least budget with which any rule, and the most usual one, loses at most ENOUGH; rules
     that were chosen from the same statistics do not count."""
     found = [(curve.enough(ENOUGH), curve.rule) for curve in comparison.curves if not curve.fitted]

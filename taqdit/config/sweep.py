@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from taqdit.analysis.compare import default_budget
+from taqdit.analysis.selections import default_budget
 from taqdit.config.check import Problem, check
 from taqdit.config.compose import hydra_complains, one_line, without_hydra
 from taqdit.errors import ConfigError

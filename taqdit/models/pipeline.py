@@ -16,7 +16,6 @@ from taqdit.models.diffusionkit import ModelSamplingDiscreteFlow, dk
 from taqdit.models.modulation import AdaLNWeights, Modulation, adaln_parameters
 from taqdit.models.spec import ModelSpec
 
-_EMPTY_LATENT = 0.0609  # what DiffusionKit mixes the first noise with
 _SHIFT = 3.0  # of DiffusionKit's own grid; ours comes from the schedule
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-    from taqdit.analysis.compare import Curve
     from taqdit.analysis.scores import Scores
+    from taqdit.analysis.selections import Curve
 
 SMALL = 0.01  # dB: nothing that a user would notice; no axis magnifies less
 BARS, LINES = 30, 5  # largest over median loss from which their axis is logarithmic

@@ -12,7 +12,7 @@ from taqdit.activations.opened import layer_statistics, layers_of
 from taqdit.activations.stored import Statistics
 from taqdit.analysis.analyse import Analysis, analyse
 from taqdit.analysis.bit_summary import bit_rows
-from taqdit.analysis.means import known_mean
+from taqdit.analysis.estimates import known_mean
 from taqdit.analysis.outliers import outlier_rows
 from taqdit.analysis.profile import Profile
 from taqdit.analysis.quantization_config import export_quantization_config, quantization_settings

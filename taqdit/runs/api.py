@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 
 from taqdit import config as configuration
 from taqdit.activations.opened import ImportedStatistics, Statistics, open_statistics
-from taqdit.analysis.compare import step_weights
 from taqdit.analysis.profile import profile
+from taqdit.analysis.selections import step_weights
 from taqdit.calibration.calibration_set import CalibrationSet, import_npz
 from taqdit.errors import ConfigError, CorruptError, InputError
 from taqdit.models.spec import Model

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from taqdit.activations.opened import ImportedStatistics
-from taqdit.analysis.compare import DT, Comparison, Traced, compare
+from taqdit.activations.opened import ImportedStatistics, Statistics
 from taqdit.analysis.options import RULES
+from taqdit.analysis.selections import DT, SelectionComparison, compare_rules
 from taqdit.errors import InputError
 from taqdit.plots.scores import score_versus_k, score_versus_k_table
 from taqdit.plots.style import save
@@ -16,7 +16,7 @@ from taqdit.timestep_selection.selection import Rule
 
 
 def compare_selections(
-    statistics: Traced | ImportedStatistics,
+    statistics: Statistics | ImportedStatistics,
     rules: Sequence[str] | Mapping[str, Rule] = RULES,
     *,
     count: int | None = None,
@@ -24,17 +24,19 @@ def compare_selections(
     weighting: str = DT,
     seed: int = 0,
     figure: str | Path | None = None,
-) -> Comparison:
+) -> SelectionComparison:
     """Score rules at one number of calibration points per trajectory, and over several budgets.
 
-    `statistics` as `taqdit.Statistics.open(..)` or `run.statistics()` give them; `rules` and the
-    other arguments as `taqdit.analysis.compare.compare` takes them. `figure` names a
+    `statistics` as `taqdit.open_statistics(..)` or `run.statistics()` give them; `rules` and the
+    other arguments as `taqdit.analysis.selections.compare_rules` takes them. `figure` names a
     PNG (with an SVG and a CSV beside it) of the score against the budget. No model is run.
     Raises InputError for statistics of an `.npz`.
     """
     if isinstance(statistics, ImportedStatistics):
         raise InputError("imported statistics have no histograms that steps can be pooled from")
-    found = compare(statistics, rules, count=count, budgets=budgets, weighting=weighting, seed=seed)
+    found = compare_rules(
+        statistics, rules, count=count, budgets=budgets, weighting=weighting, seed=seed
+    )
     if figure is not None:
         path = Path(figure)
         make_folder(path.parent)

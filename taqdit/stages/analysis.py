@@ -16,7 +16,6 @@ import numpy as np
 from taqdit.activations import Site
 from taqdit.activations.overview import Overview, overview
 from taqdit.activations.stored import Statistics
-from taqdit.analysis.compare import step_weights
 from taqdit.analysis.packed import (
     Packed,
     pack_overview,
@@ -25,6 +24,7 @@ from taqdit.analysis.packed import (
     unpack_profile,
 )
 from taqdit.analysis.profile import Profile, profile
+from taqdit.analysis.selections import step_weights
 from taqdit.errors import ConfigError, CorruptError
 from taqdit.stages.checks.check import TableCheck
 from taqdit.stages.context import StageContext, once, seal

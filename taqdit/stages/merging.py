@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from taqdit.activations import Layout, StepStatistics
-from taqdit.activations import stored as activations
+from taqdit.activations import step_shards as activations
 from taqdit.store import Stage
 
 KEPT = 2  # checkpoints

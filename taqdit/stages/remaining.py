@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from taqdit.activations import stored as activations
+from taqdit.activations import step_shards as activations
 from taqdit.stages.merging import KEPT
 from taqdit.stages.plan import Plan
 from taqdit.stages.preflight import Estimate, size

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from taqdit.activations import BatchSums, StepStatistics
-from taqdit.activations import stored as activations
+from taqdit.activations import step_shards as activations
 from taqdit.activations.bins import PER_ROW
 from taqdit.activations.stored import Statistics
 from taqdit.errors import NumericError

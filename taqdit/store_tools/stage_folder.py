@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from taqdit.activations.stored import CHECKPOINT, PART
+from taqdit.activations.step_shards import CHECKPOINT, PART
 from taqdit.errors import CorruptError, StorageError
 from taqdit.stages import kinds
 from taqdit.store.aside import REMOVED, REPLACED

@@ -26,11 +26,11 @@ from taqdit.activations.layer_json import layers_of
 from taqdit.activations.opened import open_statistics
 from taqdit.activations.overview import overview
 from taqdit.analysis.bits import sqnr_bits
-from taqdit.analysis.compare import compare, step_weights
 from taqdit.analysis.distribution import Distribution
 from taqdit.analysis.drift import drift
 from taqdit.analysis.outliers import outliers
 from taqdit.analysis.profile import profile
+from taqdit.analysis.selections import compare_rules, step_weights
 from taqdit.analysis.static import StaticErrors, candidates
 from taqdit.analysis.weights import analyse_weights
 from taqdit.models import options
@@ -156,7 +156,7 @@ def analyse(statistics):
     found = clock("profile", lambda: profile(statistics, weights))
     clock(
         "comparison with scores and curves",
-        lambda: compare(statistics, known=found),
+        lambda: compare_rules(statistics, known=found),
     )
     clock("drift and phases", lambda: drift(table, found.quantiles, np.ones(len(weights))))
     clock("outliers", lambda: outliers(statistics, table))

@@ -21,7 +21,8 @@ from faults.measuring import Memory
 from statistics_oracle import statistics_of
 
 from taqdit.activations import Layout, Site
-from taqdit.activations import stored as activations
+from taqdit.activations import step_shards as activations
+from taqdit.activations.stored import Statistics
 from taqdit.analysis.weights import _PLAIN, WeightTable, analyse_weights
 from taqdit.errors import CorruptError, InputError, StorageError
 from taqdit.stages import weights
@@ -92,7 +93,7 @@ def statistics(root: Path) -> Kind:
     activations.write_step(stage, file, made_statistics(), **about)
 
     def read() -> Arrays:
-        found = activations.Statistics(stage)
+        found = Statistics(stage)
         assert np.isfinite([found.sigmas, found.timesteps]).all()
         assert found.sigmas.dtype == found.timesteps.dtype == np.float64
         return found.step(0).tensors()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from taqdit.activations import Layout, StepStatistics
-from taqdit.activations.stored import KIND, PART
+from taqdit.activations.step_shards import KIND, PART
 from taqdit.stages.checks.check import Check, Problem, first_gap, not_finite
 from taqdit.store import Shard
 

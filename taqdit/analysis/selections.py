@@ -6,11 +6,11 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from taqdit.activations.overview import Steps
+from taqdit.activations.stored import Statistics
 from taqdit.analysis.options import RULES
 from taqdit.analysis.profile import Profile, profile
 from taqdit.analysis.scores import Candidate, Judge, Losses, Scores
@@ -22,13 +22,6 @@ from taqdit.timestep_selection.selection import Rule, Selection, bound, cells, n
 LADDER = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 DT, EQUAL = "dt", "equal"
 DECIDING = 8  # bits: activations of W4A8
-
-
-class Traced(Steps, Protocol):
-    """Statistics step by step, and how many trajectories they cover."""
-
-    @property
-    def extent(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +45,7 @@ class Curve:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class SelectionComparison:
     """`scores` of rules at the budget `count`, the first `compared` of them; the run's own may
     stand behind them with another number of points. `curves`: each rule over several budgets.
     """
@@ -100,8 +93,8 @@ def named_rules(names: Iterable[str]) -> dict[str, Rule]:
     return {name: getattr(timestep_selection, name) for name in names}
 
 
-def compare(
-    statistics: Traced,
+def compare_rules(
+    statistics: Statistics,
     rules: Sequence[str] | Mapping[str, Rule] = RULES,
     *,
     count: int | None = None,
@@ -110,7 +103,7 @@ def compare(
     seed: int = 0,
     own: tuple[str, Rule] | None = None,
     known: Profile | None = None,
-) -> Comparison:
+) -> SelectionComparison:
     """Score rules at one number of points per trajectory, and each of them over several.
 
     `rules`: names of options of the group `timestep_selection`, or rules by name. `count` (None:
@@ -145,11 +138,11 @@ def compare(
     ]
     scores, losses = Judge(statistics, weights, found.static).scores(candidates, others, own=place)
     curves = tuple(_curves(others, losses))
-    return Comparison(budget, n, weighting, len(named), scores, curves)
+    return SelectionComparison(budget, n, weighting, len(named), scores, curves)
 
 
 def _candidate(
-    statistics: Traced, name: str, rule: Any, seed: int, count: int | None = None
+    statistics: Statistics, name: str, rule: Any, seed: int, count: int | None = None
 ) -> Candidate:
     """What a rule selects of every traced trajectory, at a budget (None: the rule's own)."""
     if count is not None:
@@ -191,7 +184,7 @@ def _place(candidates: list[Candidate], own: Candidate) -> int:
 
 
 def _ladder(
-    statistics: Traced, name: str, rule: Rule, seed: int, budgets: Sequence[int]
+    statistics: Statistics, name: str, rule: Rule, seed: int, budgets: Sequence[int]
 ) -> list[Candidate]:
     """A rule's selections at several budgets, each number of points once."""
     found = [_candidate(statistics, name, rule, seed, count) for count in budgets]
