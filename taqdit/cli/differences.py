@@ -15,7 +15,7 @@ from taqdit.stages.plan import (
     statistics_inputs,
     trajectory_inputs,
 )
-from taqdit.store.digest import read_object
+from taqdit.store.digest import STAGE, read_object
 
 DIGITS = 12  # of a digest, for people
 
@@ -73,7 +73,7 @@ def _inputs() -> dict[str, Callable[[Plan], dict[str, Any]]]:
 
 def _stored_inputs(store: Path, name: str, mark: str) -> dict[str, Any] | None:
     """The inputs that a stage's folder names; None if it is not there or cannot be read."""
-    path = store / name / mark[:12] / "stage.json"
+    path = store / name / mark[:12] / STAGE
     try:
         inputs = read_object(path).get("inputs")
     except (OSError, ValueError):

@@ -14,7 +14,7 @@ from typing import Any
 from taqdit.errors import StorageError
 from taqdit.stages.plan import Plan, fingerprint
 from taqdit.store import Stage
-from taqdit.store.backends import UNKNOWN, described
+from taqdit.store.document import UNKNOWN, described
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2  # how often work that another process does is looked at

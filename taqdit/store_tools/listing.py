@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from taqdit.stages.preflight import size
-from taqdit.store.backends import worded
 from taqdit.store.disk import relative
+from taqdit.store.document import worded
 from taqdit.store_tools import RunFound, Survey, Surveyed
 from taqdit.store_tools.differing import config_key, differing
 from taqdit.store_tools.words import counted, words

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from taqdit.errors import InputError
-from taqdit.store_tools.stage_folder import KINDS, STAGE, is_stage_name
+from taqdit.store.digest import STAGE
+from taqdit.store_tools.stage_folder import KINDS, is_stage_name
 
 
 def find_store(folder: Path) -> Path:

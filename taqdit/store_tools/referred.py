@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from taqdit.store.digest import STAGE
 from taqdit.store_tools import KINDS, RunFound, Survey, Surveyed
-from taqdit.store_tools.stage_folder import SEALED, STAGE
+from taqdit.store_tools.stage_folder import SEALED
 from taqdit.store_tools.survey import digests_of
 
 MADE_FROM = {"trajectories": ("conditioning",), "statistics": ("conditioning", "trajectories")}

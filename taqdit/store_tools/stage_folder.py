@@ -14,17 +14,16 @@ from typing import Any
 from taqdit.activations.stored import CHECKPOINT, PART
 from taqdit.errors import CorruptError, StorageError
 from taqdit.store.aside import REMOVED, REPLACED
-from taqdit.store.digest import is_stage, read_stamped, reason_of, texts_by_name
+from taqdit.store.digest import SEAL, STAGE, is_stage, read_stamped, reason_of, texts_by_name
 from taqdit.store.disk import guarded
 from taqdit.store.document import SCHEMA
-from taqdit.store.held import is_held
+from taqdit.store.lock import is_held
 from taqdit.store.stage import DATA
 
 IMPORTED = "imported"  # files made elsewhere, whose bytes stage.json and the seal know
 KINDS = ("conditioning", "trajectories", "statistics", "weights", "analysis", "figures")
 SEALED, UNFINISHED, AT_WORK = "sealed", "unfinished", "at work"
 DAMAGED, FOREIGN, UNLISTED = "damaged", "foreign schema", "not listable"
-STAGE, SEAL = "stage.json", "SEALED.json"
 _UNITS = {  # what a unit of a kind is called
     "conditioning": "text",
     "trajectories": "trajectory",

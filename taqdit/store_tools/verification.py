@@ -16,11 +16,11 @@ from pathlib import Path
 from taqdit.activations.stored import KIND as STATISTICS
 from taqdit.errors import CorruptError, StorageError
 from taqdit.store import canonical_json, read_shard, sha256_file, sha256_hex
-from taqdit.store.digest import reason_of
+from taqdit.store.digest import SEAL, STAGE, reason_of
 from taqdit.store_tools.checks import WARNINGS, Check, Problem
 from taqdit.store_tools.import_checks import Imported
 from taqdit.store_tools.kind_checks import check_of
-from taqdit.store_tools.stage_folder import IMPORTED, SEAL, STAGE, Surveyed
+from taqdit.store_tools.stage_folder import IMPORTED, Surveyed
 from taqdit.trajectories.pictures import picture_owner, read_picture
 
 CORRUPT, WARNING = "corrupt", "warning"
