@@ -15,10 +15,10 @@ from taqdit.activations.opened import ImportedStatistics
 from taqdit.activations.stored import Statistics
 from taqdit.errors import StorageError
 from taqdit.stages.plan import Plan
-from taqdit.stages.preflight import size
 from taqdit.store import disk, make_folder, publish_json, sha256_file
 from taqdit.store.digest import STAGE, read_object, stamp
 from taqdit.store.secrets import mask_secrets
+from taqdit.words import size
 
 log = logging.getLogger(__name__)
 

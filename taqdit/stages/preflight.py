@@ -21,6 +21,7 @@ from taqdit.quantizer import BITS
 from taqdit.sampler import SELECTED
 from taqdit.stages.plan import Plan
 from taqdit.timestep_selection.selection import Evidence, bound
+from taqdit.words import size
 
 FLOAT32 = 4
 FLOAT16 = 2
@@ -184,11 +185,3 @@ def _memory(device: int, process: int) -> str:
     if process + device > there:  # Apple's chips and CPUs share it; other GPUs have their own
         return f"{text}: more than the main memory of {size(there)}"
     return f"{text}, of {size(there)} of main memory"
-
-
-def size(count: int) -> str:
-    """Bytes in words, in powers of 1000."""
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"

@@ -16,10 +16,11 @@ import numpy as np
 
 from taqdit.activations import stored as activations
 from taqdit.stages.plan import Plan
-from taqdit.stages.preflight import CHECKPOINTS, Estimate, size
+from taqdit.stages.preflight import CHECKPOINTS, Estimate
 from taqdit.store import Stage
 from taqdit.trajectories import conditioning, trajectory
 from taqdit.trajectories.pictures import picture_name
+from taqdit.words import size
 
 UNVERIFIED = "by name, not yet verified"
 _MOST_READ = 10**8  # bytes of weights that are read just to say what is stored
