@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "taqdit"
 LEVELS = {
     -1: ("errors",),  # open to all
-    0: ("backend", "store", "quantizer"),
+    0: ("backend", "store", "quantizer", "words"),
     1: ("schedule", "sampler", "prompts", "timestep_selection", "tracking"),
     2: ("activations",),
     3: ("models", "tracer", "trajectories", "calibration", "analysis"),

@@ -8,7 +8,7 @@ import numpy as np
 
 from taqdit.errors import CorruptError
 from taqdit.store import Stage, disk
-from taqdit.store.marks import marks_at
+from taqdit.store.disk import identity_at
 
 NAME, FINGERPRINT = "000000.safetensors", "0123456789ab" + "c" * 52
 
@@ -50,7 +50,7 @@ def test_what_another_has_made_anew_stays(tmp_path):
 
 def test_a_file_that_is_written_to_meanwhile_is_not_the_one_that_was_judged(tmp_path):
     stage = damaged(tmp_path)
-    judged = marks_at(stage.path(NAME))
+    judged = identity_at(stage.path(NAME))
     stage.path(NAME).write_bytes(b"more")
     assert stage.quarantine(NAME, "a test", judged=judged) is None
     assert left(stage) == [NAME]
@@ -58,7 +58,7 @@ def test_a_file_that_is_written_to_meanwhile_is_not_the_one_that_was_judged(tmp_
 
 def test_of_two_that_move_it_aside_the_second_finds_it_gone(tmp_path):
     stage = damaged(tmp_path)
-    judged = marks_at(stage.path(NAME))
+    judged = identity_at(stage.path(NAME))
     assert stage.quarantine(NAME, "a test", judged=judged).name == f"{NAME}.bad-1"
     assert stage.quarantine(NAME, "a test", judged=judged) is None
     assert stage.quarantine(NAME, "a test", judged=None) is None
@@ -67,7 +67,7 @@ def test_of_two_that_move_it_aside_the_second_finds_it_gone(tmp_path):
 
 def test_nobody_comes_between_the_look_and_the_renaming(tmp_path, monkeypatch):
     stage = damaged(tmp_path)
-    judged, targets = marks_at(stage.path(NAME)), []
+    judged, targets = identity_at(stage.path(NAME)), []
 
     def move():
         targets.append(stage.quarantine(NAME, "a test", judged=judged))

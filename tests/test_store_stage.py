@@ -19,9 +19,9 @@ from taqdit.store import (
     sha256_file,
     write_shard,
 )
-from taqdit.store.backends import UNKNOWN, among
 from taqdit.store.digest import read_stamped, stamp
-from taqdit.store.marks import marks_at
+from taqdit.store.disk import identity_at
+from taqdit.store.document import UNKNOWN, among
 
 FINGERPRINT = "0123456789ab" + "c" * 52
 CPU = {"device": "cpu", "mlx": "0.32.4"}
@@ -304,7 +304,7 @@ def test_valid_moves_corrupt_files_aside(tmp_path, caplog):
     assert reason in caplog.text
     assert stage.seal_list is None
     put(stage, "b.safetensors")
-    judged = marks_at(stage.path("b.safetensors"))
+    judged = identity_at(stage.path("b.safetensors"))
     target = stage.quarantine("b.safetensors", "again", judged=judged)
     assert target.name == "b.safetensors.bad-2"
 

@@ -22,9 +22,8 @@ from taqdit.errors import ConfigError, CorruptError, InputError
 from taqdit.stages.fingerprints import fingerprint
 from taqdit.store import Stage, publish_json, read_shard, sha256_file, write_shard
 from taqdit.store.digest import read_stamped, stamp
-from taqdit.store.disk import guarded
-from taqdit.store.held import is_held
-from taqdit.store.marks import marks_at
+from taqdit.store.disk import guarded, identity_at
+from taqdit.store.lock import is_held
 from taqdit.store_tools import KINDS, Survey, differing
 from taqdit.store_tools import repair as store_repair
 from taqdit.store_tools import verify as verify_stages
@@ -225,7 +224,7 @@ def bare(store, kind, /, **inputs):
 
 def aside(stage, name):
     """Move a file aside that is not corrupt."""
-    assert stage.quarantine(name, "a test", judged=marks_at(stage.path(name)))
+    assert stage.quarantine(name, "a test", judged=identity_at(stage.path(name)))
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from taqdit.store.secrets import MASK
 from taqdit.tracking import options as tracking
 from taqdit.tracking.credentials import resolve_mode
 from taqdit.tracking.groups import group_name, run_date, sweep_group
-from taqdit.tracking.plain import merge_bins, plain
+from taqdit.tracking.plain import merge_bins
+from taqdit.words import plain
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = wandb_stub.SECRET

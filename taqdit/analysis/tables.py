@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from taqdit.analysis.scores import Scores
 from taqdit.analysis.selections import Curve, SelectionComparison
 from taqdit.analysis.weights import GRANULARITIES, WeightTable
 from taqdit.quantizer import BITS
+from taqdit.words import plain
 
 _ALIKE = ""  # a column whose meaning the one before it states
 
@@ -114,7 +114,7 @@ def weight_rows(table: WeightTable) -> list[tuple[Any, ...]]:
 
 def as_json(analysis: Analysis) -> dict[str, Any]:
     """What was found, but the bit widths, as plain JSON; NaN and Inf are null."""
-    return _plain(
+    return plain(
         {
             "schema": 1,
             "widths": list(BITS),
@@ -122,7 +122,8 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
             "drift": _drift(analysis.drift),
             "outliers": _outliers(analysis.outliers),
             "weights": _weights(analysis.weights) if analysis.weights else None,
-        }
+        },
+        named={},
     )
 
 
@@ -199,16 +200,3 @@ def _weights(table: WeightTable) -> dict[str, Any]:
 
 def _listed(steps: tuple[int, ...]) -> str:
     return " ".join(map(str, steps))
-
-
-def _plain(value: Any) -> Any:
-    """Arrays as lists, numpy numbers as Python's, what is not finite as None."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(each) for each in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

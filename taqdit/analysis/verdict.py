@@ -14,6 +14,7 @@ from taqdit.analysis.estimates import known_mean
 from taqdit.analysis.scores import FITTED, ROUGH, Scores
 from taqdit.analysis.selections import DECIDING, DT, SelectionComparison
 from taqdit.quantizer import BITS
+from taqdit.words import listed
 
 ENOUGH = 0.1  # dB: a loss that hardly matters
 NAMED = 4  # selections in one line
@@ -153,5 +154,5 @@ def _loss(scores: Scores, place: int) -> str:
 
 
 def _names(scores: Scores, places: Sequence[int]) -> str:
-    shown = [f"{scores.label(place)} {scores.loss[place, _WIDTH]:.3f}" for place in places[:NAMED]]
-    return ", ".join(shown) + (f" and {len(places) - NAMED} more" if len(places) > NAMED else "")
+    shown = [f"{scores.label(place)} {scores.loss[place, _WIDTH]:.3f}" for place in places]
+    return listed(shown, NAMED)

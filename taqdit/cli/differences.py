@@ -11,7 +11,7 @@ from taqdit.runs.record import installed
 from taqdit.stages import kinds
 from taqdit.stages.fingerprints import fingerprint
 from taqdit.stages.plan import Plan
-from taqdit.store.digest import read_object
+from taqdit.store.digest import STAGE, read_object
 
 DIGITS = 12  # of a digest, for people
 
@@ -58,7 +58,7 @@ def _stages(marks: Mapping[str, str], store: Path, plan: Plan) -> Iterator[str]:
 
 def _stored_inputs(store: Path, name: str, mark: str) -> dict[str, Any] | None:
     """The inputs that a stage's folder names; None if it is not there or cannot be read."""
-    path = store / name / mark[:12] / "stage.json"
+    path = store / name / mark[:12] / STAGE
     try:
         inputs = read_object(path).get("inputs")
     except (OSError, ValueError):

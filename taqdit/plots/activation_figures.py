@@ -15,6 +15,7 @@ from taqdit.plots import heatmaps, layers, outliers, overview
 from taqdit.plots.distribution import distribution_table
 from taqdit.plots.drawing import Drawing
 from taqdit.plots.options import PlotOptions, fits
+from taqdit.words import spaced
 
 HEADING, LAYERS_HEADING = "Activations", "Single layers"
 PANELS, RIDGES = 12, 16  # steps that one figure shows at most
@@ -62,13 +63,6 @@ def worst_layer(table: Overview) -> int:
     post_gelu = table.where(place="post_gelu")
     among = post_gelu if len(post_gelu) else np.arange(len(table.sites))
     return int(among[ratio[among].argmax()])
-
-
-def spaced(steps: Sequence[int], most: int) -> list[int]:
-    """At most `most` of the steps, evenly spaced, with both ends."""
-    if len(steps) <= most:
-        return list(steps)
-    return [steps[round(i)] for i in np.linspace(0, len(steps) - 1, most)]
 
 
 def _empty(table: Overview, name: str) -> bool:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taqdit.plots.overview import PLACES, counted
+from taqdit.plots.overview import PLACES
 from taqdit.plots.style import GREY, PAGE, new_figure, style
 from taqdit.plots.ticks import log_marks
+from taqdit.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,6 +24,7 @@ from taqdit.plots.style import (
     style,
 )
 from taqdit.plots.ticks import log_limits, log_marks
+from taqdit.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,11 +122,6 @@ def _widest(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole; 1 where both are zero."""
     return np.where(whole == 0, 1.0, part / np.where(whole == 0, 1.0, whole))
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 site`, `2 sites`."""
-    return f"{count} {noun}" + "s" * (count != 1)
 
 
 def site_table(overview: Overview, field: str, stream: str | None = None) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from taqdit.activations.layer_summary import COLUMNS
 from taqdit.report.figures import Drawn
 from taqdit.report.html import FigureEntry, Picture, Report, SortableTable, render
-from taqdit.stages.preflight import size
 from taqdit.store import publish_bytes
 from taqdit.store.secrets import mask_secrets
+from taqdit.words import size
 
 PAGE = "report.html"
 MOST_PICTURES = 36

@@ -15,11 +15,10 @@ from taqdit.activations.opened import ImportedStatistics
 from taqdit.activations.stored import Statistics
 from taqdit.errors import StorageError
 from taqdit.stages.plan import Plan
-from taqdit.stages.preflight import size
 from taqdit.store import disk, make_folder, publish_json, sha256_file
-from taqdit.store.aside import FIRST
-from taqdit.store.digest import read_object, stamp
+from taqdit.store.digest import STAGE, read_object, stamp
 from taqdit.store.secrets import mask_secrets
+from taqdit.words import size
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +139,7 @@ def _stores_read(document: Mapping[str, Any]) -> Iterator[Path]:
         path = Path(name).resolve()
         for stage in (path, *path.parents):
             always_kept = stage.parent.name == "imported"
-            if len(stage.parts) > 3 and (stage / FIRST).is_file() and not always_kept:
+            if len(stage.parts) > 3 and (stage / STAGE).is_file() and not always_kept:
                 yield stage.parents[1]
 
 

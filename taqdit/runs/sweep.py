@@ -17,6 +17,7 @@ from taqdit.config import SweepJob
 from taqdit.errors import TaqditError
 from taqdit.store import make_folder, publish_json
 from taqdit.store.digest import read_object
+from taqdit.words import listed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -109,8 +110,7 @@ def problems_of(jobs: Sequence[SweepJob]) -> list[configuration.Problem]:
 def _named(jobs: Sequence[SweepJob], *, of: int) -> str:
     if len(jobs) == of > SHOWN:
         return f"all {of} jobs"
-    more = f" and {len(jobs) - SHOWN} more" if len(jobs) > SHOWN else ""
-    return ", ".join(map(str, jobs[:SHOWN])) + more
+    return listed(jobs, SHOWN)
 
 
 def fail(folder: Path, error: Exception) -> None:

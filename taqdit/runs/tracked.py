@@ -8,10 +8,10 @@ import numpy as np
 
 from taqdit.activations.layer_summary import COLUMNS, layer_summary
 from taqdit.activations.overview import Overview
-from taqdit.plots.activation_figures import spaced
 from taqdit.tracking.options import Tracker
 from taqdit.trajectories.latents import LatentStatistics
 from taqdit.trajectories.trajectory_set import TrajectorySet
+from taqdit.words import spaced
 
 MOST_STEPS = 16  # rows of histograms
 

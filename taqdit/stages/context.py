@@ -16,7 +16,7 @@ from taqdit.stages.fingerprints import fingerprint
 from taqdit.stages.plan import Plan
 from taqdit.stages.stage_kind import StageKind
 from taqdit.store import Stage
-from taqdit.store.backends import UNKNOWN, described
+from taqdit.store.document import UNKNOWN, described
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2  # how often work that another process does is looked at

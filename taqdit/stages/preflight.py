@@ -18,6 +18,7 @@ from taqdit.stages import kinds
 from taqdit.stages.calibration import count_points
 from taqdit.stages.plan import Plan
 from taqdit.stages.stage_kind import Part
+from taqdit.words import size
 
 PROCESS_BYTES = 400_000_000  # interpreter, libraries, buffers, figures; the default run had 390
 RESERVE = 64 * 2**20  # left free on the disk: figures, logs, the W&B file
@@ -114,11 +115,3 @@ def _memory(device: int, process: int) -> str:
     if process + device > memory:  # Apple's chips and CPUs share it; other GPUs have their own
         return f"{text}: more than the main memory of {size(memory)}"
     return f"{text}, of {size(memory)} of main memory"
-
-
-def size(count: int) -> str:
-    """Bytes in words, in powers of 1000."""
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"

@@ -17,11 +17,12 @@ import numpy as np
 from taqdit.activations import step_shards as activations
 from taqdit.stages.merging import KEPT
 from taqdit.stages.plan import Plan
-from taqdit.stages.preflight import Estimate, size
+from taqdit.stages.preflight import Estimate
 from taqdit.stages.statistics import STATISTICS
 from taqdit.stages.trajectories import TRAJECTORIES
 from taqdit.store import Stage
 from taqdit.trajectories import sampling, shards
+from taqdit.words import size
 
 UNVERIFIED = "by name, not yet verified"
 _MOST_READ = 10**8  # bytes of weights that are read just to say what is stored

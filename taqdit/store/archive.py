@@ -41,8 +41,8 @@ def directory(file: BinaryIO, names: Collection[str]) -> dict[str, Entry]:
     infos, end = _listing(file, MEMBERS)
     listed = [info.orig_filename for info in infos]
     if sorted(listed) != sorted(names):
-        found = ", ".join(repr(name[:40]) for name in listed[:12])
-        raise Refusal(f"its members are {found}; expected {', '.join(names)}, each once")
+        names_there = ", ".join(repr(name[:40]) for name in listed[:12])
+        raise Refusal(f"its members are {names_there}; expected {', '.join(names)}, each once")
     return _entries(file, infos, end)
 
 
@@ -123,11 +123,11 @@ def _holds(file: BinaryIO, start: int, length: int, count: int) -> bool:
     """Whether the directory consists of `count` entries: zipfile reads all, whatever the count."""
     file.seek(start)
     data = file.read(length)
-    at = found = 0
-    while at + 46 <= length and found < count:
+    at = entries = 0
+    while at + 46 <= length and entries < count:
         at += 46 + sum(struct.unpack_from("<HHH", data, at + 28))
-        found += 1
-    return found == count and at == length
+        entries += 1
+    return entries == count and at == length
 
 
 def _entry(file: BinaryIO, info: zipfile.ZipInfo) -> Entry:

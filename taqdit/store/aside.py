@@ -15,9 +15,9 @@ from pathlib import Path
 from taqdit.errors import StorageError
 from taqdit.store import disk
 from taqdit.store.claim import claim, idle
+from taqdit.store.digest import STAGE
 
 REPLACED, REMOVED = ".replaced-", ".removed-"
-FIRST = "stage.json"  # what is deleted first: a folder that has it is whole
 
 
 def claim_of(folder: Path) -> Path:
@@ -81,8 +81,8 @@ def delete(path: Path) -> None:
         if not stat.S_ISDIR(path.lstat().st_mode):
             disk.current.unlink(path)
             return
-        if os.path.lexists(path / FIRST):
-            delete(path / FIRST)
+        if os.path.lexists(path / STAGE):  # first: a folder that has it is whole
+            delete(path / STAGE)
             disk.current.sync_dir(path)
         for inner in sorted(path.iterdir()):
             delete(inner)

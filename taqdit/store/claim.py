@@ -51,8 +51,8 @@ def claimants(folder: Path, pattern: str) -> list[str]:
 def _owner(path: Path) -> str | None:
     """What a claim says of its owner; None where it is gone or says nothing legible."""
     try:
-        found = json.loads(path.read_bytes())
-        return f"host {found['host']}, process {found['pid']}"
+        owner = json.loads(path.read_bytes())
+        return f"host {owner['host']}, process {owner['pid']}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

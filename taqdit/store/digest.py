@@ -12,6 +12,7 @@ from typing import Any
 from taqdit.errors import CorruptError
 from taqdit.store.disk import guarded, reading
 
+STAGE, SEAL = "stage.json", "SEALED.json"  # what describes a stage, and lists its finished files
 MAX_DOCUMENT, MAX_STAMPED = 2**23, 2**28  # bytes; the latter is a seal of 2.5 million files
 _FREE_VALUES, _BYTES_EACH = 2**16, 24  # lists, objects and texts of a document; a seal has 31
 _ADVICE = "; restore it, or have it moved aside (taqdit store repair) and make it again"
@@ -101,11 +102,11 @@ def parse_object(text: bytes | str) -> dict[str, Any]:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         key = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
         raise ValueError(f"{key[:80]!r} comes twice")
-    return found
+    return fields
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_each_once)
@@ -118,12 +119,12 @@ def is_stage(document: Mapping[str, Any]) -> bool:
 
 def _all(values: object, kind: type) -> bool:
     """Whether it is a list of such things."""
-    return isinstance(values, list) and all(isinstance(each, kind) for each in values)
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def texts_by_name(pairs: Any) -> dict[str, str] | None:
     """The pairs of texts in a list; None if it is no such list."""
-    if _all(pairs, list) and all(len(each) == 2 and _all(each, str) for each in pairs):
+    if _all(pairs, list) and all(len(pair) == 2 and _all(pair, str) for pair in pairs):
         return dict(pairs)
     return None
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from taqdit.errors import StorageError
 from taqdit.store.lock import UNSUPPORTED, hold, is_at, try_hold
@@ -160,6 +160,30 @@ def reading(path: Path) -> Iterator[BufferedReader]:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         yield file
+
+
+class Identity(NamedTuple):
+    """By what a file is known to be still the very same: whatever writes to it, or puts another in
+    its place, changes this."""
+
+    device: int
+    inode: int
+    size: int
+    written: int
+    changed: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "Identity":
+        """What a look at a file gives."""
+        times = status.st_mtime_ns, status.st_ctime_ns
+        return cls(status.st_dev, status.st_ino, status.st_size, *times)
+
+
+def identity_at(path: Path) -> Identity | None:
+    """The identity of a file; None if it is not there. StorageError if one may not look."""
+    with guarded("look at", path), suppress(FileNotFoundError, NotADirectoryError):
+        return Identity.of(path.stat())
+    return None
 
 
 @contextmanager

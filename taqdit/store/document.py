@@ -2,23 +2,31 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from taqdit.errors import CorruptError, StorageError
 from taqdit.store import disk
 from taqdit.store.aside import rename_away
-from taqdit.store.backends import described
 from taqdit.store.claim import claim
-from taqdit.store.digest import corrupt, is_stage, read_stamped, reason_of, stamp
+from taqdit.store.digest import (
+    STAGE,
+    canonical_json,
+    corrupt,
+    is_stage,
+    read_stamped,
+    reason_of,
+    stamp,
+)
 
 SCHEMA = 1
-STAGE = "stage.json"
 _CLAIM, _POLL_SECONDS = "founding.claim", 0.1
 _WAY_OUT = "or keep its data, made on an unknown backend, with allow_backend_change=true"
 _log = logging.getLogger(__name__)
 
+UNKNOWN: Mapping[str, Any] = {"backend": "unknown"}
+"""Stands for all that a lost stage.json named. It equals no real one, which names its device."""
 Names = Callable[[], list[str]]
 """Lists the data files of the stage as they are now."""
 
@@ -45,9 +53,9 @@ def read_document(path: Path, fingerprint: str) -> dict[str, Any]:
         )
     if not is_stage(document):
         raise corrupt(path, "its inputs or backends are none")
-    if (mark := document.get("fingerprint")) != fingerprint:
+    if (other := document.get("fingerprint")) != fingerprint:
         raise StorageError(
-            f"{path} belongs to fingerprint {str(mark)[:64]!r}, not "
+            f"{path} belongs to fingerprint {str(other)[:64]!r}, not "
             f"{fingerprint}; move its folder away, or use another output_dir"
         )
     return document
@@ -95,7 +103,26 @@ def _write_anew(path: Path, document: Mapping[str, Any], problem: CorruptError) 
     """The seal, if there is one, stays: it tells of the data alone, and is as true as before."""
     damaged = path.exists()
     reason = reason_of(problem, path if damaged else path.parent)
-    kept = f" (kept as {rename_away(path, '.bad-').name})" if damaged else ""
+    former = f" (kept as {rename_away(path, '.bad-').name})" if damaged else ""
     disk.publish_json(path, stamp(document))
-    words = f": made on {described(*made)}" if any(made := document["backends"]) else ""
-    _log.warning("%s is written anew%s; the former was lost: %s%s", path, words, reason, kept)
+    backends = document["backends"]
+    where = f": made on {described(*backends)}" if any(backends) else ""
+    _log.warning("%s is written anew%s; the former was lost: %s%s", path, where, reason, former)
+
+
+def among(backend: Mapping[str, Any], backends: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a backend is one of several."""
+    return canonical_json(backend) in map(canonical_json, backends)
+
+
+def worded(backend: Mapping[str, Any]) -> str:
+    """A backend in words."""
+    if backend == UNKNOWN:
+        return "an unknown backend"
+    return ", ".join(f"{key} {value}" for key, value in backend.items())
+
+
+def described(*backends: Mapping[str, Any]) -> str:
+    """Backends in words, each that is known in brackets."""
+    names = (worded(b) if b == UNKNOWN else f"({worded(b)})" for b in backends)
+    return " and ".join(names)

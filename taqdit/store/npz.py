@@ -24,8 +24,7 @@ import numpy as np
 from taqdit.errors import CorruptError, InputError, StorageError
 from taqdit.store import publish, sha256_file
 from taqdit.store.archive import CHUNK, Entry, Refusal, directory, inflate, inflated, open_directory
-from taqdit.store.digest import corrupt, read_stamped
-from taqdit.store.document import STAGE
+from taqdit.store.digest import STAGE, corrupt, read_stamped
 
 MAX_HEADER = 10_000  # bytes of an array header, numpy's own limit
 _FIXED_DATE = (1980, 1, 1, 0, 0, 0)
@@ -108,8 +107,8 @@ def read(
     was imported into a store is whole by its digest there, or CorruptError is raised.
     """
     with _opened(path) as file:
-        found = directory(file, [f"{name}.npy" for name in schema])
-        return _arrays(file, {name: found[f"{name}.npy"] for name in schema}, schema, limits)
+        entries = directory(file, [f"{name}.npy" for name in schema])
+        return _arrays(file, {name: entries[f"{name}.npy"] for name in schema}, schema, limits)
 
 
 def read_open(
@@ -121,14 +120,14 @@ def read_open(
 
     def accepts(member: str) -> bool:
         name = member.removesuffix(".npy")
-        found = field(name) if name != member else None
-        if found is not None:
-            schema[name] = found
-        return found is not None
+        expected = field(name) if name != member else None
+        if expected is not None:
+            schema[name] = expected
+        return expected is not None
 
     with _opened(path) as file:
-        found = open_directory(file, accepts, most)
-        return _arrays(file, {name: found[f"{name}.npy"] for name in schema}, schema, limits)
+        entries = open_directory(file, accepts, most)
+        return _arrays(file, {name: entries[f"{name}.npy"] for name in schema}, schema, limits)
 
 
 @contextmanager

@@ -53,14 +53,14 @@ def mask_text(text: str) -> str:
     return _clean(text, environment_secrets())
 
 
-def mask_settings(told: Any, config: Mapping[str, Any]) -> Any:
+def mask_settings(settings: Any, config: Mapping[str, Any]) -> Any:
     """A deep copy of what repeats settings of `config` (as a command line does), without what
     `mask_secrets` hides in them and in it, however it is spelled."""
     typed: set[str] = set()
-    told = _without_typed(told, typed)
+    settings = _without_typed(settings, typed)
     secrets = sorted(_hidden(config, mask_secrets(config)) | typed, key=len, reverse=True)
     known = (*secrets, *environment_secrets())
-    return _masked(told, "", known)
+    return _masked(settings, "", known)
 
 
 def repeats_secret(
@@ -116,17 +116,17 @@ def _hidden(value: Any, masked: Any) -> set[str]:
     return {text} if masked == MASK and len(text) >= _SHORTEST_SETTING else set()
 
 
-def _without_typed(told: Any, typed: set[str]) -> Any:
-    """`told` without the secret values in its overrides, of which the longer ones join `typed`."""
-    if isinstance(told, Mapping):
-        return {str(name): _without_typed(each, typed) for name, each in told.items()}
-    if isinstance(told, list | tuple):
-        return [_without_typed(each, typed) for each in told]
-    if isinstance(told, str):
-        for begin, end in reversed([*_typed(told)]):
-            typed |= {told[begin:end]} if end - begin >= _SHORTEST_SETTING else set()
-            told = told[:begin] + MASK + told[end:]
-    return told
+def _without_typed(settings: Any, typed: set[str]) -> Any:
+    """`settings` without secret values in its overrides, of which the longer ones join `typed`."""
+    if isinstance(settings, Mapping):
+        return {str(name): _without_typed(each, typed) for name, each in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [_without_typed(each, typed) for each in settings]
+    if isinstance(settings, str):
+        for begin, end in reversed([*_typed(settings)]):
+            typed |= {settings[begin:end]} if end - begin >= _SHORTEST_SETTING else set()
+            settings = settings[:begin] + MASK + settings[end:]
+    return settings
 
 
 def _typed(text: str) -> Iterator[tuple[int, int]]:

@@ -14,9 +14,8 @@ import numpy as np
 
 from taqdit.store import layout
 from taqdit.store.digest import canonical_json, corrupt, parse_bounded
-from taqdit.store.disk import guarded, publish, reading
+from taqdit.store.disk import Identity, guarded, publish, reading
 from taqdit.store.layout import Bytes, Spec
-from taqdit.store.marks import Marks, marks_of
 
 SCHEMA = 1
 _RESERVED = {"schema", "kind", "index", "sha256"}
@@ -29,7 +28,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in layout.DTYPES.items()}
 class Known:
     """A shard that was verified, without its data: neither file nor mapping is held."""
 
-    marks: Marks
+    identity: Identity
     places: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]  # the last: first byte
 
     def tensors(self, path: Path) -> dict[str, np.ndarray] | None:
@@ -37,8 +36,8 @@ class Known:
 
         Raises as `read_shard` if it is gone or empty.
         """
-        data, marks = _mapped(path)
-        if marks != self.marks:
+        data, identity = _mapped(path)
+        if identity != self.identity:
             return None
         return {
             name: np.ndarray(shape, dtype, data, begin) for name, dtype, shape, begin in self.places
@@ -94,14 +93,15 @@ def read_shard(path: Path, *, kind: str | None = None) -> Shard:
     exactly what `write_shard` wrote, StorageError when it cannot be read.
     """
     begin = time.time_ns()
-    data, marks = _mapped(path)
+    data, identity = _mapped(path)
     metadata, parts = _verified(path, data, kind)
     try:
         tensors = {spec.name: _array(spec, part) for spec, part in parts.items()}
     except ValueError as error:  # a shape without bytes, but beyond numpy
         raise corrupt(path, str(error)) from error
-    lately = begin - marks.written < _TICK
-    return Shard(metadata, tensors, None if lately else Known(marks, tuple(_places(data, parts))))
+    lately = begin - identity.written < _TICK
+    known = None if lately else Known(identity, tuple(_places(data, parts)))
+    return Shard(metadata, tensors, known)
 
 
 def verify_shard(path: Path, *, kind: str | None = None) -> None:
@@ -166,11 +166,11 @@ def _places(
         begin += spec.size
 
 
-def _mapped(path: Path) -> tuple[Bytes, Marks]:
-    """A file's bytes, and its marks from before any of them is read."""
+def _mapped(path: Path) -> tuple[Bytes, Identity]:
+    """A file's bytes, and its identity from before any of them is read."""
     with guarded("read", path), reading(path) as file:
-        found = os.fstat(file.fileno())
-        if found.st_size == 0:
+        status = os.fstat(file.fileno())
+        if status.st_size == 0:
             raise corrupt(path, "it is empty")
         data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    return data, marks_of(found)
+    return data, Identity.of(status)

@@ -14,19 +14,17 @@ import numpy as np
 from taqdit.errors import CorruptError, InputError, StorageError
 from taqdit.store import digest, disk, parallel
 from taqdit.store.aside import set_aside
-from taqdit.store.backends import among, described
 from taqdit.store.claim import claim, claimants, idle
-from taqdit.store.digest import corrupt, read_stamped, stamp
-from taqdit.store.document import SCHEMA, STAGE, document_of, establish, read_document
+from taqdit.store.digest import SEAL, STAGE, corrupt, read_stamped, stamp
+from taqdit.store.disk import Identity, identity_at
+from taqdit.store.document import SCHEMA, among, described, document_of, establish, read_document
 from taqdit.store.lock import in_turn
-from taqdit.store.marks import Marks, marks_at
 from taqdit.store.shard import Shard, read_shard, verify_shard, write_shard
 
-_SEAL = "SEALED.json"
 DATA = (".safetensors", ".png", ".npz", ".jsonl")  # the last two: imported files
 _log = logging.getLogger(__name__)
 
-_Tried = tuple[Marks | None, CorruptError | StorageError | None]
+_Tried = tuple[Identity | None, CorruptError | StorageError | None]  # a file, why it is not good
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +62,8 @@ class Stage:
         stage = cls(_folder(root, name, fingerprint), name, fingerprint)
         disk.make_folder(stage.folder)
         stage._discard_dead(".*.tmp")
-        made = document_of(name, fingerprint, inputs, backend)
-        establish(stage.path(STAGE), made, stage.names, lost=lost)
+        document = document_of(name, fingerprint, inputs, backend)
+        establish(stage.path(STAGE), document, stage.names, lost=lost)
         stage._document()
         return stage
 
@@ -85,8 +83,8 @@ class Stage:
         folder = folder.resolve()
         if not (folder / STAGE).is_file():
             raise InputError(f"{folder} is no stage of a store: it has no {STAGE}")
-        mark = str(read_stamped(folder / STAGE).get("fingerprint"))
-        stage = cls(folder, folder.parent.name, mark)
+        fingerprint = str(read_stamped(folder / STAGE).get("fingerprint"))
+        stage = cls(folder, folder.parent.name, fingerprint)
         stage._document()
         return stage
 
@@ -134,9 +132,9 @@ class Stage:
     def read(self, file_name: str, *, kind: str, index: int | str) -> Shard:
         """A shard of this stage. CorruptError when it is damaged, or another's under its name."""
         shard = read_shard(self.path(file_name), kind=kind)
-        found = shard.metadata.get("stage"), shard.metadata.get("index")
-        if found != (self.fingerprint, index):
-            whose = "another stage" if found[0] != self.fingerprint else f"unit {found[1]!r}"
+        owner, unit = shard.metadata.get("stage"), shard.metadata.get("index")
+        if (owner, unit) != (self.fingerprint, index):
+            whose = "another stage" if owner != self.fingerprint else f"unit {unit!r}"
             raise corrupt(self.path(file_name), f"it belongs to {whose}")
         return shard
 
@@ -159,7 +157,7 @@ class Stage:
                 )
             backends.append(backend)
             disk.publish_json(self.path(STAGE), stamp(document))
-        disk.remove(self.path(_SEAL))
+        disk.remove(self.path(SEAL))
 
     def backend_note(self, backend: Mapping[str, Any]) -> str | None:
         """ "made on ..." when any of the stage was, or may have been, made on another backend."""
@@ -177,12 +175,12 @@ class Stage:
         fastest in one call.
         """
         wanted = list(names)
-        with closing(parallel.each(lambda name: self._tried(name, verify), wanted)) as found:
-            pairs = zip(wanted, found, strict=True)
-            return {name for name, each in pairs if self._settled(name, each)}
+        with closing(parallel.each(lambda name: self._tried(name, verify), wanted)) as outcomes:
+            pairs = zip(wanted, outcomes, strict=True)
+            return {name for name, tried in pairs if self._settled(name, tried)}
 
     def quarantine(
-        self, file_name: str, reason: str, *, judged: Marks | None, keep_seal: bool = False
+        self, file_name: str, reason: str, *, judged: Identity | None, keep_seal: bool = False
     ) -> Path | None:
         """Rename a file to the first free `<name>.bad-<n>`, and take the seal off, unless what it
         lists cannot be told anew.
@@ -192,10 +190,10 @@ class Stage:
         """
         path = self.path(file_name)
         with disk.guarded("rename", path), in_turn(self.folder):
-            if judged is None or marks_at(path) != judged:
+            if judged is None or identity_at(path) != judged:
                 return None
             if not keep_seal:
-                disk.remove(self.path(_SEAL))
+                disk.remove(self.path(SEAL))
             candidates = (self.path(f"{file_name}.bad-{n}") for n in count(1))
             target = next(path for path in candidates if not os.path.lexists(path))
             disk.move(path, target)
@@ -206,7 +204,7 @@ class Stage:
     def discard(self, names: Iterable[str]) -> None:
         """Delete files of the stage that others have made superfluous, and take the seal off."""
         for name in names:
-            disk.remove(self.path(_SEAL))
+            disk.remove(self.path(SEAL))
             disk.remove(self.path(name))
 
     def seal(self) -> None:
@@ -215,18 +213,18 @@ class Stage:
         self._discard_dead(".*.tmp")
         names = self.names()
         digests = parallel.each(self._digest, names)
-        files = [[name, mark] for name, mark in zip(names, digests, strict=True) if mark]
-        disk.publish_json(self.path(_SEAL), stamp({"schema": SCHEMA, "files": files}))
+        files = [[name, sha256] for name, sha256 in zip(names, digests, strict=True) if sha256]
+        disk.publish_json(self.path(SEAL), stamp({"schema": SCHEMA, "files": files}))
 
     def unseal(self) -> None:
         """Take the seal off: what it lists will change."""
-        disk.remove(self.path(_SEAL))
+        disk.remove(self.path(SEAL))
 
     @property
     def seal_list(self) -> dict[str, str] | None:
         """File name -> sha256 as sealed; None without a seal that is intact."""
         try:
-            seal = read_stamped(self.path(_SEAL))
+            seal = read_stamped(self.path(SEAL))
         except CorruptError as error:
             _log.warning("%s", error)
             return None
@@ -273,28 +271,28 @@ class Stage:
 
     def _document(self) -> dict[str, Any]:
         """stage.json as it is now."""
-        found = read_document(self.path(STAGE), self.fingerprint)
-        self._first.setdefault("inputs", found["inputs"])
-        return found
+        document = read_document(self.path(STAGE), self.fingerprint)
+        self._first.setdefault("inputs", document["inputs"])
+        return document
 
     def _tried(self, name: str, verify: Callable[[Path], object]) -> _Tried:
-        """The marks of a file, None if it is not there, and why it does not verify."""
-        marks = marks_at(path := self.path(name))
+        """Which file it is, None if it is not there, and why it does not verify."""
+        identity = identity_at(path := self.path(name))
         try:
-            if marks is not None:
+            if identity is not None:
                 verify(path)
         except (CorruptError, StorageError) as error:
-            return marks, error
-        return marks, None
+            return identity, error
+        return identity, None
 
-    def _settled(self, name: str, found: _Tried) -> bool:
-        """Whether a file was found to be good. One that is corrupt is moved aside."""
-        marks, error = found
+    def _settled(self, name: str, tried: _Tried) -> bool:
+        """Whether a file is good. One that is corrupt is moved aside."""
+        judged, error = tried
         if error and self.path(name).exists():  # else another process moved it aside meanwhile
             if isinstance(error, StorageError):
                 raise error
-            self.quarantine(name, digest.reason_of(error, self.path(name)), judged=marks)
-        return marks is not None and error is None
+            self.quarantine(name, digest.reason_of(error, self.path(name)), judged=judged)
+        return judged is not None and error is None
 
 
 def _folder(root: Path, name: str, fingerprint: str) -> Path:

@@ -34,9 +34,10 @@ from taqdit.errors import TaqditError
 from taqdit.runs.record import POINTERS
 from taqdit.stages import kinds
 from taqdit.store import disk
-from taqdit.store.aside import FIRST, REMOVED, claim_of, delete, put_back, rename_away
+from taqdit.store.aside import REMOVED, claim_of, delete, put_back, rename_away
 from taqdit.store.claim import claim
-from taqdit.store.held import is_held
+from taqdit.store.digest import STAGE
+from taqdit.store.lock import is_held
 from taqdit.store_tools import Survey, Surveyed
 from taqdit.store_tools.referred import is_named, needed
 from taqdit.store_tools.runs_found import pointed_to, pointers, runs_of
@@ -192,7 +193,7 @@ def _finish(away: Path) -> bool:
         if not mine or not away.is_dir():
             return False
         with disk.guarded("read", away):
-            whole = (away / FIRST).exists()
+            whole = (away / STAGE).exists()
         if whole and put_back(away, folder):
             return False
     delete(away)

@@ -9,12 +9,12 @@ from pathlib import Path
 from taqdit import config
 from taqdit.errors import ConfigError, StorageError
 from taqdit.runs.record import FOLDERS
-from taqdit.stages.preflight import size
 from taqdit.store_tools import find_store
 from taqdit.store_tools.garbage import Found, Garbage, find_garbage, remove_all
 from taqdit.store_tools.listing import notes
 from taqdit.store_tools.look import parser, tell
 from taqdit.store_tools.words import counted
+from taqdit.words import size
 
 
 def gc(arguments: Sequence[str]) -> int:

@@ -19,7 +19,7 @@ from taqdit.errors import InputError, StorageError
 from taqdit.runs.record import describe_calibration, describe_statistics
 from taqdit.stages.fingerprints import fingerprint
 from taqdit.store import Stage, disk, publish, publish_bytes, sha256_file, sha256_hex
-from taqdit.store.marks import marks_at
+from taqdit.store.disk import identity_at
 from taqdit.store_tools.foreign_images import METADATA, ForeignImages
 
 NAME = "imported"
@@ -129,7 +129,7 @@ def _claimed(stage: Stage) -> Iterator[None]:
 def _holds(stage: Stage, name: str, digest: str) -> bool:
     """Whether a file is there and whole; one that is damaged is moved aside."""
     path = stage.path(name)
-    if (marks := marks_at(path)) is None:
+    if (marks := identity_at(path)) is None:
         return False
     if sha256_file(path) == digest:
         return True

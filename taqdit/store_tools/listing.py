@@ -6,12 +6,12 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from taqdit.stages.preflight import size
-from taqdit.store.backends import worded
 from taqdit.store.disk import relative
+from taqdit.store.document import worded
 from taqdit.store_tools import RunFound, Survey, Surveyed
 from taqdit.store_tools.differing import config_key, differing
 from taqdit.store_tools.words import counted, words
+from taqdit.words import size
 
 WIDTH = 100  # of what is printed, paths aside
 

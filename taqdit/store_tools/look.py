@@ -10,7 +10,6 @@ from typing import Any
 from taqdit import config
 from taqdit.config.arguments import Arguments
 from taqdit.errors import CorruptError
-from taqdit.stages.preflight import size
 from taqdit.store_tools import Checked, Finding, Survey, Surveyed, find_store
 from taqdit.store_tools import verify as verify_stages
 from taqdit.store_tools.differing import differing
@@ -19,6 +18,7 @@ from taqdit.store_tools.remedies import commands
 from taqdit.store_tools.usage import Usage, usage
 from taqdit.store_tools.verification import GAP
 from taqdit.store_tools.words import counted, made_of
+from taqdit.words import size
 
 STAGE_HELP = "only this kind of stage (statistics), or this folder or the beginning of its name"
 SCHEMA = 1  # of the JSON: raise it when a key changes its meaning or goes

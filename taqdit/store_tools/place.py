@@ -7,7 +7,8 @@ from pathlib import Path
 
 from taqdit.errors import InputError
 from taqdit.stages import kinds
-from taqdit.store_tools.stage_folder import STAGE, is_stage_name
+from taqdit.store.digest import STAGE
+from taqdit.store_tools.stage_folder import is_stage_name
 
 
 def find_store(folder: Path) -> Path:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from taqdit.stages import kinds
+from taqdit.store.digest import STAGE
 from taqdit.store_tools import RunFound, Survey, Surveyed
-from taqdit.store_tools.stage_folder import SEALED, STAGE
+from taqdit.store_tools.stage_folder import SEALED
 from taqdit.store_tools.survey import digests_of
 
 Inputs = Mapping[str, Any] | None

@@ -13,10 +13,11 @@ from pathlib import Path
 from taqdit.errors import StorageError
 from taqdit.store import Stage
 from taqdit.store.aside import set_aside
-from taqdit.store.marks import Marks, marks_at
+from taqdit.store.digest import SEAL, STAGE
+from taqdit.store.disk import Identity, identity_at
 from taqdit.store_tools.look import STAGE_HELP, parser, survey, tell
 from taqdit.store_tools.remedies import commands
-from taqdit.store_tools.stage_folder import IMPORTED, SEAL, STAGE, Surveyed, survey_stage
+from taqdit.store_tools.stage_folder import IMPORTED, Surveyed, survey_stage
 from taqdit.store_tools.survey import Survey
 from taqdit.store_tools.verification import Checked, Finding, verify
 from taqdit.store_tools.words import counted
@@ -49,7 +50,7 @@ class _Repair:
 
     def __init__(self, stage: Surveyed, dry_run: bool) -> None:
         self.stage, self.dry_run = stage, dry_run
-        self._seen: dict[str, Marks | None] = {}
+        self._seen: dict[str, Identity | None] = {}
 
     def run(self, findings: list[Finding]) -> Iterator[Repaired]:
         """Do about each finding what can be done."""
@@ -76,7 +77,7 @@ class _Repair:
 
     def _see(self, *names: str) -> None:
         """Note which files these are, before they are read."""
-        self._seen |= {name: marks_at(self.stage.folder / name) for name in names}
+        self._seen |= {name: identity_at(self.stage.folder / name) for name in names}
 
     def _replace(self, finding: Finding) -> Repaired:
         """The shards say whose they are; on which backends they were made, only stage.json did. A
@@ -97,7 +98,7 @@ class _Repair:
         """What was made anew while the stage was read is left as it is."""
         name, seen = finding.file or "", self._seen
         changed = Repaired(LEFT, finding, why="it has changed since it was read")
-        if name in seen and marks_at(self.stage.folder / name) != seen[name]:
+        if name in seen and identity_at(self.stage.folder / name) != seen[name]:
             return changed
         if finding.kind == "stage":
             return self._replace(finding)

@@ -15,16 +15,15 @@ from taqdit.activations.step_shards import CHECKPOINT, PART
 from taqdit.errors import CorruptError, StorageError
 from taqdit.stages import kinds
 from taqdit.store.aside import REMOVED, REPLACED
-from taqdit.store.digest import is_stage, read_stamped, reason_of, texts_by_name
+from taqdit.store.digest import SEAL, STAGE, is_stage, read_stamped, reason_of, texts_by_name
 from taqdit.store.disk import guarded
 from taqdit.store.document import SCHEMA
-from taqdit.store.held import is_held
+from taqdit.store.lock import is_held
 from taqdit.store.stage import DATA
 
 IMPORTED = "imported"  # files made elsewhere, whose bytes stage.json and the seal know
 SEALED, UNFINISHED, AT_WORK = "sealed", "unfinished", "at work"
 DAMAGED, FOREIGN, UNLISTED = "damaged", "foreign schema", "not listable"
-STAGE, SEAL = "stage.json", "SEALED.json"
 _ASIDE = re.compile(r".+\.bad-\d+")
 _MARK = re.compile(r"[0-9a-f]{12}")  # the beginning of a fingerprint
 _OLD, _GOING = (rf"({re.escape(word)}\d+)" for word in (REPLACED, REMOVED))

@@ -17,9 +17,9 @@ from taqdit.errors import CorruptError, StorageError
 from taqdit.stages import kinds
 from taqdit.stages.checks.check import WARNINGS, Check, Problem, Unknown
 from taqdit.store import canonical_json, read_shard, sha256_file, sha256_hex
-from taqdit.store.digest import reason_of
+from taqdit.store.digest import SEAL, STAGE, reason_of
 from taqdit.store_tools.import_checks import Imported
-from taqdit.store_tools.stage_folder import IMPORTED, SEAL, STAGE, Surveyed
+from taqdit.store_tools.stage_folder import IMPORTED, Surveyed
 from taqdit.trajectories.pictures import picture_owner, read_picture
 
 CORRUPT, WARNING = "corrupt", "warning"

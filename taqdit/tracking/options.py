@@ -14,8 +14,8 @@ from taqdit.errors import require
 from taqdit.store.secrets import mask_secrets
 from taqdit.tracking.credentials import MODES, resolve_mode
 from taqdit.tracking.local import LocalSink
-from taqdit.tracking.plain import plain
 from taqdit.tracking.tracker import RunInfo, Tracker
+from taqdit.words import plain
 
 __all__ = ["Tracker", "TrackingOptions", "auto", "local", "none", "wandb"]
 

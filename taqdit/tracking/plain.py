@@ -1,32 +1,8 @@
-"""Numbers of any make, as JSON knows them."""
+"""Histograms of few bins, as trackers take them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-
-
-def plain(value: Any) -> Any:
-    """`value` in Python's own types: arrays as lists, paths as text, NaN and infinities as the
-    words "NaN", "Infinity", "-Infinity" (JSON has no numbers for them)."""
-    kind = type(value)
-    if kind in _PLAIN or (kind is float and math.isfinite(value)):  # nearly all are one of them
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else _WORDS[str(value)]
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return value.as_posix() if isinstance(value, Path) else str(value)
 
 
 def merge_bins(
@@ -46,7 +22,3 @@ def merge_bins(
         np.diff(upto, prepend=0.0).astype(np.int64).tolist(),
         np.append(edges[starts], edges[-1]).tolist(),
     )
-
-
-_PLAIN = {int, str, bool, type(None)}
-_WORDS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from taqdit.store.secrets import mask_secrets
-from taqdit.tracking.plain import merge_bins, plain
+from taqdit.tracking.plain import merge_bins
+from taqdit.words import plain
 
 Numbers = Sequence[float] | np.ndarray
 Counted = tuple[Numbers, Numbers]  # a histogram: counts (k,), edges (k + 1,) increasing

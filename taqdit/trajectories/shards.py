@@ -14,7 +14,7 @@ from taqdit.errors import NumericError
 from taqdit.prompts.options import Prompts
 from taqdit.sampler import ALL
 from taqdit.store import Shard, Stage, sha256_hex
-from taqdit.store.digest import corrupt
+from taqdit.store.digest import STAGE, corrupt
 from taqdit.trajectories.sampling import Batch
 
 KIND = "trajectory"
@@ -85,7 +85,7 @@ def trajectory_shard(stage: Stage, index: int) -> Shard:
     try:
         words = misfit(stage.inputs, found.tensors)
     except (TypeError, ValueError) as error:
-        raise corrupt(stage.path("stage.json"), f"its inputs make no sense: {error}") from error
+        raise corrupt(stage.path(STAGE), f"its inputs make no sense: {error}") from error
     if words:
         raise corrupt(stage.path(shard_name(index)), words)
     return found

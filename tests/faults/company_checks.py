@@ -14,7 +14,7 @@ from store_lab import BACKEND, FINGERPRINT, Problems, build, unit_name
 
 from taqdit.errors import CorruptError, StorageError
 from taqdit.store import Stage, disk, document
-from taqdit.store.marks import marks_at
+from taqdit.store.disk import identity_at
 
 
 def no_locks(file: object, operation: int) -> None:
@@ -88,7 +88,7 @@ def seals_come_off(root: Path) -> Problems:
     changes = {
         "admit": lambda stage: stage.admit(BACKEND, allow_change=False),
         "quarantine": lambda stage: stage.quarantine(
-            unit_name(0), "a test", judged=marks_at(stage.path(unit_name(0)))
+            unit_name(0), "a test", judged=identity_at(stage.path(unit_name(0)))
         ),
         "discard": lambda stage: stage.discard([unit_name(0)]),
     }

@@ -176,11 +176,14 @@ MUTATIONS = [
         damage_checks.damaged_pictures,
     ),
     Mutation(
-        Stage.read, "if found != (self.fingerprint, index):", "if False:", damage_checks.strangers
+        Stage.read,
+        "if (owner, unit) != (self.fingerprint, index):",
+        "if False:",
+        damage_checks.strangers,
     ),
     Mutation(
         Stage._settled,
-        "self.quarantine(name, digest.reason_of(error, self.path(name)), judged=marks)",
+        "self.quarantine(name, digest.reason_of(error, self.path(name)), judged=judged)",
         "pass",
         damage_checks.one_redone,
     ),
@@ -270,13 +273,13 @@ MUTATIONS = [
         "if False:",
         "test_store_stage.test_a_stage_with_data_keeps_its_backend",
     ),
-    Mutation(Stage.admit, "disk.remove(self.path(_SEAL))", "pass", company_checks.seals_come_off),
+    Mutation(Stage.admit, "disk.remove(self.path(SEAL))", "pass", company_checks.seals_come_off),
     Mutation(
-        Stage.quarantine, "disk.remove(self.path(_SEAL))", "pass", company_checks.seals_come_off
+        Stage.quarantine, "disk.remove(self.path(SEAL))", "pass", company_checks.seals_come_off
     ),
     Mutation(
         Stage.quarantine,
-        "if judged is None or marks_at(path) != judged:",
+        "if judged is None or identity_at(path) != judged:",
         "if False:",
         "test_store_quarantine.test_what_another_has_made_anew_stays",
     ),
@@ -286,7 +289,7 @@ MUTATIONS = [
         "pass",
         "test_store_quarantine.test_nobody_comes_between_the_look_and_the_renaming",
     ),
-    Mutation(Stage.discard, "disk.remove(self.path(_SEAL))", "pass", company_checks.seals_come_off),
+    Mutation(Stage.discard, "disk.remove(self.path(SEAL))", "pass", company_checks.seals_come_off),
     Mutation(
         Stage.unsealed_or_changed,
         "set(self.names()) != set(sealed)",

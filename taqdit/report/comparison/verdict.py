@@ -18,6 +18,7 @@ from taqdit.analysis.scores import FITTED, ROUGH
 from taqdit.quantizer import BITS
 from taqdit.report.comparison.result import Selected
 from taqdit.report.comparison.table import Group, Row
+from taqdit.words import listed
 
 DECIDING = 8  # bits
 NAMED = 6  # selections in one line
@@ -105,7 +106,7 @@ def words(group: Group, found: Sequence[Pair]) -> list[str]:
         f" at k = {known[best].points:g}"
     ]
     if equal:
-        lines[0] += f", and so {'does' if len(equal) == 1 else 'do'} {_some(equal)}"
+        lines[0] += f", and so {'does' if len(equal) == 1 else 'do'} {listed(equal, NAMED)}"
     if len({each.points for each in known.values()}) > 1:
         lines[0] += "; the budgets differ"
         lines += _at_the_usual_budget(known, best, width)
@@ -163,7 +164,8 @@ def overall(sets: Sequence[Group]) -> list[str]:
     ties = "; a tie counts for each" if any(len(names) > 1 for names in lowest) else ""
     shown = [f"{name} in {number}" for name, number in wins.most_common()]
     lines = [
-        f"lowest loss at {DECIDING} bits: {_some(shown)} of {len(sets)} sets of trajectories{ties}"
+        f"lowest loss at {DECIDING} bits: {listed(shown, NAMED)} of {len(sets)} sets of"
+        f" trajectories{ties}"
     ]
     for bits in BITS:
         found = [pair for group in sets for pair in pairs(group, bits)]
@@ -192,7 +194,7 @@ def _across(found: Sequence[Pair]) -> str:
     text = f"{one} and {other} differ beyond their interval in {len(apart)} of {sets}"
     for name in (one, other):
         if better := [pair.group for pair in apart if pair.better == name]:
-            text += f"; {name} is better at {_some(better, ' and at ')}"
+            text += f"; {name} is better at {listed(better, NAMED, ' and at ')}"
     return text
 
 
@@ -200,11 +202,6 @@ def _lowest(known: Mapping[str, Selected], width: int) -> list[str]:
     """Those that lose least: several only if they lose exactly the same; none of none."""
     losses = {name: each.loss_db[width] or 0.0 for name, each in known.items()}
     return [name for name, loss in losses.items() if loss == min(losses.values())]
-
-
-def _some(names: Sequence[str], between: str = ", ") -> str:
-    more = len(names) - NAMED
-    return between.join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _selections(group: Group, width: int) -> dict[str, Selected]:
@@ -247,4 +244,4 @@ def _listed(known: dict[str, Selected], names: Sequence[str], width: int) -> str
         + ("" if equal else f" (k = {known[name].points:g})")
         for name in names
     ]
-    return _some(texts)
+    return listed(texts, NAMED)
