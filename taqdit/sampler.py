@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from taqdit.errors import require
 
-__all__ = ["Sampler", "euler", "heun"]
+__all__ = ["euler", "heun"]
 
 LATENTS = (ALL, SELECTED, FINAL) = ("all", "selected", "final")
 DTYPES = (AS_COMPUTED, HALF) = ("float32", "float16")
@@ -42,7 +42,7 @@ def heun_step(denoise: Denoise, latent: Array, sigmas: Array, step: int) -> Arra
     return latent + (derivative + correction) / 2 * width
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampler:
     """How trajectories are drawn. Trajectory i uses prompt i mod P and noise seed `seed + i`.
 
@@ -50,18 +50,38 @@ class Sampler:
     computed whole: the last bits of a latent depend on the rows it shared a forward with.
 
     `latents` says which are stored: of all steps, of the selected ones and the final one, or the
-    final one alone; `latents_dtype` what they are rounded to when stored.
+    final one alone; `latents_dtype` what they are rounded to when stored. Raises ConfigError for
+    values out of range.
     """
 
-    name: str
-    advance: Callable[[Denoise, Array, Array, int], Array]
-    cfg_scale: float
-    seed: int
-    num_trajectories: int
-    batch_size: int
-    images: bool
+    cfg_scale: float = 2.0
+    seed: int = 0
+    num_trajectories: int = 16
+    batch_size: int = 8
+    images: bool = True
     latents: str = ALL
     latents_dtype: str = AS_COMPUTED
+
+    advance: ClassVar[staticmethod[[Denoise, Array, Array, int], Array]]
+
+    def __post_init__(self) -> None:
+        size, scale = self.num_trajectories, self.cfg_scale
+        dtype = self.latents_dtype
+        require(
+            (
+                0 < scale <= 100,
+                f"cfg_scale={scale} must lie in (0, 100]; 1 samples without guidance",
+            ),
+            (0 <= self.seed < 2**32 - 2**20, f"seed={self.seed} must lie in [0, 2^32 - 2^20)"),
+            (1 <= size <= 2**20, f"num_trajectories={size} must lie in [1, 1048576]"),
+            (1 <= self.batch_size <= 1024, f"batch_size={self.batch_size} must lie in [1, 1024]"),
+            (
+                self.latents in LATENTS,
+                f"latents={self.latents} must be one of {', '.join(LATENTS)}",
+            ),
+            (dtype in DTYPES, f"latents_dtype={dtype} must be one of {', '.join(DTYPES)}"),
+        )
+        object.__setattr__(self, "cfg_scale", float(scale))  # fingerprints tell 2 from 2.0
 
     @property
     def stores_all(self) -> bool:
@@ -70,7 +90,7 @@ class Sampler:
 
     def evaluations(self, num_steps: int) -> int:
         """Model evaluations of one trajectory."""
-        return num_steps if self.advance is euler_step else 2 * num_steps - 1
+        return num_steps
 
     @property
     def num_batches(self) -> int:
@@ -78,91 +98,17 @@ class Sampler:
         return -(-self.num_trajectories // self.batch_size)
 
 
-def _sampler(
-    name: str,
-    advance: Callable[[Denoise, Array, Array, int], Array],
-    *,
-    cfg_scale: float,
-    seed: int,
-    num_trajectories: int,
-    batch_size: int,
-    images: bool,
-    latents: str,
-    latents_dtype: str,
-) -> Sampler:
-    require(
-        (
-            0 < cfg_scale <= 100,
-            f"cfg_scale={cfg_scale} must lie in (0, 100]; 1 samples without guidance",
-        ),
-        (0 <= seed < 2**32 - 2**20, f"seed={seed} must lie in [0, 2^32 - 2^20)"),
-        (
-            1 <= num_trajectories <= 2**20,
-            f"num_trajectories={num_trajectories} must lie in [1, 1048576]",
-        ),
-        (1 <= batch_size <= 1024, f"batch_size={batch_size} must lie in [1, 1024]"),
-        (latents in LATENTS, f"latents={latents} must be one of {', '.join(LATENTS)}"),
-        (
-            latents_dtype in DTYPES,
-            f"latents_dtype={latents_dtype} must be one of {', '.join(DTYPES)}",
-        ),
-    )
-    return Sampler(
-        name,
-        advance,
-        float(cfg_scale),
-        seed,
-        num_trajectories,
-        batch_size,
-        images,
-        latents,
-        latents_dtype,
-    )
-
-
-def euler(
-    *,
-    cfg_scale: float = 2.0,
-    seed: int = 0,
-    num_trajectories: int = 16,
-    batch_size: int = 8,
-    images: bool = True,
-    latents: str = ALL,
-    latents_dtype: str = AS_COMPUTED,
-) -> Sampler:
+class euler(Sampler):
     """First order, one model evaluation per step; bit-equal to DiffusionKit's `sample_euler`."""
-    return _sampler(
-        "euler",
-        euler_step,
-        cfg_scale=cfg_scale,
-        seed=seed,
-        num_trajectories=num_trajectories,
-        batch_size=batch_size,
-        images=images,
-        latents=latents,
-        latents_dtype=latents_dtype,
-    )
+
+    advance = staticmethod(euler_step)
 
 
-def heun(
-    *,
-    cfg_scale: float = 2.0,
-    seed: int = 0,
-    num_trajectories: int = 16,
-    batch_size: int = 8,
-    images: bool = True,
-    latents: str = ALL,
-    latents_dtype: str = AS_COMPUTED,
-) -> Sampler:
+class heun(Sampler):
     """Second order, two model evaluations per step (one in the last)."""
-    return _sampler(
-        "heun",
-        heun_step,
-        cfg_scale=cfg_scale,
-        seed=seed,
-        num_trajectories=num_trajectories,
-        batch_size=batch_size,
-        images=images,
-        latents=latents,
-        latents_dtype=latents_dtype,
-    )
+
+    advance = staticmethod(heun_step)
+
+    def evaluations(self, num_steps: int) -> int:
+        """Two per step, one in the last."""
+        return 2 * num_steps - 1

@@ -13,17 +13,28 @@ import numpy as np
 
 from taqdit.errors import require
 
-__all__ = ["Schedule", "flow"]
+__all__ = ["flow"]
 
 TRAINING_STEPS = 1000  # SD3's timestep is 1000 sigma
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A sigma grid: `num_steps` model evaluations and the flow-matching `shift`."""
+    """A sigma grid: `num_steps` model evaluations and the flow-matching `shift`.
 
-    num_steps: int
-    shift: float
+    Raises ConfigError for values out of range.
+    """
+
+    num_steps: int = 30
+    shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        steps, shift = self.num_steps, self.shift
+        require(
+            (1 <= steps <= TRAINING_STEPS, f"num_steps={steps} must lie in [1, 1000]"),
+            (0.1 <= shift <= 100, f"shift={shift} must lie in [0.1, 100]; SD3 uses 3"),
+        )
+        object.__setattr__(self, "shift", float(shift))  # fingerprints tell 3 from 3.0
 
     def sigmas(self) -> np.ndarray:
         """Noise levels (num_steps + 1,), float32, strictly decreasing from 1 to 0.
@@ -45,10 +56,5 @@ class Schedule:
         return self.shift * fraction / (1 + (self.shift - 1) * fraction)
 
 
-def flow(*, num_steps: int = 30, shift: float = 3.0) -> Schedule:
+class flow(Schedule):
     """SD3's rectified-flow grid (arXiv:2403.03206, section 5.3.2 for the shift)."""
-    require(
-        (1 <= num_steps <= TRAINING_STEPS, f"num_steps={num_steps} must lie in [1, 1000]"),
-        (0.1 <= shift <= 100, f"shift={shift} must lie in [0.1, 100]; SD3 uses 3"),
-    )
-    return Schedule(num_steps=num_steps, shift=float(shift))

@@ -1,7 +1,8 @@
 """From a config node to an object: `build`, and what it may reach.
 
-YAML never selects code by itself: a `_target_` names a public function of one of taqdit's option
-modules, or of a module that the environment variable TAQDIT_PLUGINS names.
+An option is a frozen dataclass, or a function that gives one. YAML never selects code by itself: a
+`_target_` names a public option of one of taqdit's option modules, or of a module that the
+environment variable TAQDIT_PLUGINS names.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import inspect
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -39,7 +41,7 @@ def allowed_modules() -> tuple[str, ...]:
 
 
 def resolve(target: str) -> Any:
-    """The option function that `target` ('module.function') names.
+    """The option that `target` ('module.name') names.
 
     Raises ConfigError unless the module is an option module, lists the name in `__all__`, and
     defines the object itself: nothing that a module merely imported can be reached.
@@ -55,14 +57,15 @@ def resolve(target: str) -> Any:
     except ImportError as error:
         raise ConfigError(f"_target_={target!r}: module cannot be imported ({error})") from error
     option = getattr(module, name, None) if name in getattr(module, "__all__", ()) else None
-    if not inspect.isfunction(option) or not _is_own(option, module_name):
-        raise ConfigError(f"_target_={target!r} is not a public option function of {module_name}")
+    if not _is_option(option, module_name):
+        raise ConfigError(f"_target_={target!r} is not a public option of {module_name}")
     return option
 
 
-def _is_own(option: Any, module_name: str) -> bool:
-    """Whether an option is defined in its module, or below it if that is a package."""
-    return f"{option.__module__}.".startswith(f"{module_name}.")
+def _is_option(option: Any, module_name: str) -> bool:
+    """Whether it is a function or a dataclass, defined in the module or below it."""
+    made = inspect.isfunction(option) or (inspect.isclass(option) and is_dataclass(option))
+    return made and f"{option.__module__}.".startswith(f"{module_name}.")
 
 
 def build(node: Mapping[str, Any]) -> Any:
