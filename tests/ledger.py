@@ -7,7 +7,7 @@
 
 A test that shows something returns how many trials it made, or says so beforehand (`trials=1`
 where each of its parameters is one). The lines are appended to the file that TAQDIT_FAULT_LEDGER
-names; without it nothing is written. tests/faults/table.py runs the tests and prints the table.
+names; without it nothing is written. tests/faults/table.py runs the tests and writes the table.
 """
 
 import functools
@@ -55,7 +55,8 @@ def shows(promise, what, *, trials=None):
     def mark(test):
         name = f"{test.__module__}::{test.__qualname__}"
         place = [test.__module__, test.__code__.co_firstlineno]
-        _write({"declared": name, "promise": promise, "what": what, "place": place})
+        declared = {"declared": name, "promise": promise, "what": what, "place": place}
+        _write(declared)
 
         def write(trials, failures, began):
             seconds = round(time.monotonic() - began, 3)
@@ -76,7 +77,7 @@ def shows(promise, what, *, trials=None):
                 raise
             write(made, 0, began)
 
-        told.shows = promise
+        told.shows = declared
         return told
 
     return mark
@@ -86,7 +87,11 @@ def shows(promise, what, *, trials=None):
 def versions():
     """What the trials were made with."""
     packages = {name: version(name) for name in ("taqdit", "mlx", "numpy", "safetensors")}
-    return {"python": platform.python_version(), "system": platform.platform(), **packages}
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        **packages,
+    }
 
 
 def _write(line):
