@@ -14,8 +14,8 @@ import pytest
 import taqdit as package
 from taqdit import config
 from taqdit.models.spec import ModelSpec
-from taqdit.stages import plan as planning
-from taqdit.stages import weight_inputs
+from taqdit.stages.fingerprints import fingerprint
+from taqdit.stages.kinds import stored
 
 BEFORE = Path(__file__).resolve().parent / "made_before"
 NAMED = json.loads((BEFORE / "fingerprints.json").read_text(encoding="utf-8"))
@@ -30,19 +30,14 @@ SMALL = (
     "tracer.blocks=[mm_00]",
     "tracking=none",
 )
-INPUTS = {
-    "conditioning": planning.conditioning_inputs,
-    "trajectories": planning.trajectory_inputs,
-    "statistics": planning.statistics_inputs,
-    "weights": weight_inputs,
-}
 
 
 @pytest.mark.parametrize("case", NAMED, ids=lambda case: " ".join(case["overrides"]) or "defaults")
 def test_every_option_names_its_folders_as_before(case, monkeypatch):
     monkeypatch.setattr(ModelSpec, "weights", lambda self: {"mmdit.safetensors": "0" * 64})
     plan = config.plan(config.compose_config(case["overrides"]))
-    now = {stage: planning.fingerprint(INPUTS[stage](plan))[:12] for stage in case["fingerprints"]}
+    kinds = stored()
+    now = {name: fingerprint(kinds[name].inputs(plan))[:12] for name in case["fingerprints"]}
     assert now == case["fingerprints"]
 
 
