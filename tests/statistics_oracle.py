@@ -5,7 +5,7 @@ Activations are lists with one array (rows, tokens, channels) per site of a layo
 
 import numpy as np
 
-from taqdit.activations import BatchSums, BinCounts, StepStatistics
+from taqdit.activations import BatchSums, BinCounts, ChannelSums, StepStatistics
 
 PERCENTS = (0, 0.01, 1, 5, 50, 95, 99, 99.9, 99.99, 100)
 EXACT = ("tokens", "low", "high", "negative", "large", "fold_low", "fold_high", "missing")
@@ -38,8 +38,9 @@ def sums_of(layout, activations, folds):
     )
     return BatchSums(
         tokens=np.array([x.shape[0] * x.shape[1] for x in activations]),
-        **{name: np.concatenate([each[name] for each in columns]) for name in columns[0]},
-        missing=None,
+        channels=ChannelSums(
+            **{name: np.concatenate([each[name] for each in columns]) for name in columns[0]}
+        ),
         fold_low=low.astype(np.float32),
         fold_high=high.astype(np.float32),
         values=[_values(x, folds, layout.folds) for x in activations],

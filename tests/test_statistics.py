@@ -124,13 +124,18 @@ def test_a_constant_channel_has_its_value_as_mean_and_no_variance():
     assert (found.mean[0], found.m2[0], found.std[0]) == (value, 0, 0)
 
 
+def with_channels(batch, **arrays):
+    return replace(batch, channels=batch.channels._replace(**arrays))
+
+
 def test_rounded_sums_give_no_negative_variance_and_constants_none():
     sums = sums_of(LAYOUT, [np.ones((1, 2, 6)), np.ones((1, 2, 2))], [0])
-    noisy = replace(sums, sums=np.ones(8), squares=np.arange(8) / 4)
+    noisy = with_channels(sums, sums=np.ones(8), squares=np.arange(8) / 4)
     constant = StepStatistics.of_batch(LAYOUT, noisy)
     assert_equal(constant.mean, np.ones(8))
     assert_equal(constant.m2, np.zeros(8))
-    varied = StepStatistics.of_batch(LAYOUT, replace(noisy, high=noisy.low + 1))
+    high = with_channels(noisy, high=noisy.channels.low + 1)
+    varied = StepStatistics.of_batch(LAYOUT, high)
     assert_equal(varied.mean, np.full(8, 1.5))
     assert_equal(varied.m2, [0, 0, 0, 0.25, 0.5, 0.75, 1, 1.25])
 
@@ -149,7 +154,7 @@ def with_missing(values, missing):
     layout = Layout((Site("a.fc1_in", 2),), 1)
     clean = np.where(np.isfinite(values), values, 0)
     sums = sums_of(layout, [clean.reshape(1, -1, 2)], [0])
-    return StepStatistics.of_batch(layout, replace(sums, missing=np.array(missing)))
+    return StepStatistics.of_batch(layout, with_channels(sums, missing=np.array(missing)))
 
 
 def test_values_that_are_missing_are_counted_once_there_are_any():
@@ -208,7 +213,7 @@ def test_what_is_stored_is_read_back(stream, missing):
     layout, activations, folds = stream
     sums = sums_of(layout, activations, folds)
     if missing:
-        sums = replace(sums, missing=np.arange(layout.channels) % 2)
+        sums = with_channels(sums, missing=np.arange(layout.channels) % 2)
     found = StepStatistics.of_batch(layout, sums)
     again = StepStatistics.of_tensors(layout, found.tensors())
     assert_same_bytes(again, found)

@@ -91,7 +91,8 @@ class Tracing:
             self.steps[step] = self.steps[step].merged(part) if step in self.steps else part
 
         taps, batch = taps or self.taps(), self.batch(number)
-        return Probe(taps, self.layout, batch, found or merge, masked=masked)
+        add, texts = found or merge, batch.texts
+        return Probe(taps, self.layout, batch.indices, add, texts=texts, masked=masked)
 
     def sample(self, number=0, probe=None, guided=None):
         """Latents (num_steps + 1, N, h, w, 16) of a batch."""

@@ -8,12 +8,13 @@ from taqdit.activations.bins import SHIFT
 from taqdit.activations.counts import BinCounts
 from taqdit.activations.histogram import Histogram
 from taqdit.activations.site import Layout, Site
-from taqdit.activations.step import BatchSums, StepStatistics
+from taqdit.activations.step import BatchSums, ChannelSums, StepStatistics
 
 __all__ = [
     "SHIFT",
     "BatchSums",
     "BinCounts",
+    "ChannelSums",
     "Histogram",
     "Layout",
     "Site",

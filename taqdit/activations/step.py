@@ -6,9 +6,9 @@ Moments are merged in float64 (Chan, Golub & LeVeque, 1979).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,27 +20,39 @@ _VALUES, _PEAKS = "values", "peaks"
 _NONE = np.empty(0, np.uint32)
 
 
+class ChannelSums(NamedTuple):
+    """Sums over the tokens of one batch at one step, (C,) each: lazy on a device, or numpy's.
+
+    `shift`, and the sums of x - shift and of its square, float32; `low`, `high` float32;
+    `negative`, `top`, `near`: tokens below zero, in the octave of the channel's absmax, and in
+    that octave or the one below; `missing`: tokens that hold NaN or Inf (None: not one).
+    """
+
+    shift: Any
+    sums: Any
+    squares: Any
+    low: Any
+    high: Any
+    negative: Any
+    top: Any
+    near: Any
+    missing: Any = None
+
+    def map(self, change: Callable[[Any], Any]) -> ChannelSums:
+        """Every array changed."""
+        return ChannelSums(*(None if array is None else change(array) for array in self))
+
+
 @dataclass(frozen=True, eq=False)
 class BatchSums:
-    """One batch at one step, as reduced on the device; arrays on the host.
+    """One batch at one step, on the host.
 
-    tokens (S,) int64: token vectors per site. Per channel (C,): `shift`, and the sums of x - shift
-    and of its square, float32; `low`, `high` float32; `negative`, `top`, `near`: tokens below
-    zero, in the octave of the channel's absmax, and in that octave or the one below; `missing`:
-    tokens that hold NaN or Inf (None: not one). `fold_low`, `fold_high` (F, S) float32. `values`
-    and `peaks`: bin counts per site, of all values by fold, and of the tokens' absmax.
+    tokens (S,) int64: token vectors per site. `fold_low`, `fold_high` (F, S) float32. `values` and
+    `peaks`: bin counts per site, of all values by fold, and of the tokens' absmax.
     """
 
     tokens: np.ndarray
-    shift: np.ndarray
-    sums: np.ndarray
-    squares: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    negative: np.ndarray
-    top: np.ndarray
-    near: np.ndarray
-    missing: np.ndarray | None
+    channels: ChannelSums
     fold_low: np.ndarray
     fold_high: np.ndarray
     values: Sequence[BinCounts]
@@ -49,7 +61,7 @@ class BatchSums:
 
 @dataclass(frozen=True, eq=False)
 class StepStatistics:
-    """What is known of one step (or of several, merged).
+    """All sites at one step (or at several, merged), over any number of batches.
 
     `tokens` (S,) int64; `mean`, `m2` (C,) float64, m2 the sum of squared deviations; `low`, `high`
     (C,) float32; `negative` (C,) uint32; `large` (2, C) uint32: tokens in the octave of the
@@ -74,25 +86,25 @@ class StepStatistics:
 
     @classmethod
     def of_batch(cls, layout: Layout, batch: BatchSums) -> StepStatistics:
-        """What one batch shows."""
-        tokens = batch.tokens.astype(np.int64)
-        some = batch.missing is not None and bool(batch.missing.any())
-        missing = batch.missing.astype(np.uint32) if some else _NONE  # type: ignore[union-attr]
+        """The statistics of one batch."""
+        tokens, of = batch.tokens.astype(np.int64), batch.channels
+        some = of.missing is not None and bool(of.missing.any())
+        missing = of.missing.astype(np.uint32) if some else _NONE
         count = np.maximum(_finite(layout, tokens, missing), 1)
-        sums = batch.sums.astype(np.float64)
-        constant = batch.low == batch.high
-        mean = np.where(constant, batch.low, batch.shift + sums / count)
-        m2 = np.where(constant, 0, np.maximum(batch.squares - sums * sums / count, 0))
-        large = np.stack([batch.top, batch.near - batch.top])
+        sums = of.sums.astype(np.float64)
+        constant = of.low == of.high
+        mean = np.where(constant, of.low, of.shift + sums / count)
+        m2 = np.where(constant, 0, np.maximum(of.squares - sums * sums / count, 0))
+        large = np.stack([of.top, of.near - of.top])
         return cls(
             layout,
             tokens,
             missing,
             mean,
             m2,
-            batch.low,
-            batch.high,
-            batch.negative.astype(np.uint32),
+            of.low,
+            of.high,
+            of.negative.astype(np.uint32),
             large.astype(np.uint32),
             batch.fold_low,
             batch.fold_high,
@@ -160,8 +172,8 @@ class StepStatistics:
             tables = table_shapes(rows=rows, folds=folds, sites=len(layout.sites))
             expected |= {f"{name}_{part}": shape for part, shape in tables.items()}
         for name, (dtype, shape) in expected.items():
-            found = tensors.get(name)
-            if found is None or found.dtype != dtype or found.shape not in (shape, _empty(name)):
+            array = tensors.get(name)
+            if array is None or array.dtype != dtype or array.shape not in (shape, _empty(name)):
                 raise ValueError(f"its array {name!r} is no {np.dtype(dtype)} of shape {shape}")
         parts: dict[str, Any] = {name: tensors[name] for name in _PLAIN}
         for name in (_VALUES, _PEAKS):

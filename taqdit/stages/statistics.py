@@ -180,8 +180,8 @@ class StatisticsWork:
             {path.site.name: path.path for path in paths},
             widths={path.site.name: path.site.width for path in paths},
         )
-        masked = self.plan.tracer.nonfinite == COUNT
-        return Probe(taps, self.layout, batch, partial(self._add, number), masked=masked)
+        masked, add = self.plan.tracer.nonfinite == COUNT, partial(self._add, number)
+        return Probe(taps, self.layout, batch.indices, add, texts=batch.texts, masked=masked)
 
     def _add(self, number: int, step: int, sums: BatchSums) -> None:
         """Keep what a batch showed at a step: merged if it is the next one, else as a part."""

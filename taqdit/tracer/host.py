@@ -2,112 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from taqdit.activations import BatchSums, BinCounts, Layout
 from taqdit.errors import NumericError
 from taqdit.tracer.counting import OneFold, RowFolds
+from taqdit.tracer.reduce import Reduced
 
 STATIC = "embed.context_in"  # the conditioning: the same at every step of a batch
-PER_CHANNEL = ("shift", "sums", "squares", "low", "high", "negative", "top", "near")
 Counted = tuple[BinCounts, BinCounts]  # of all values by fold, and of the tokens' absmax
 
 
-class Rows(Protocol):
-    """The trajectories of a batch."""
+@dataclass(eq=False)
+class Group:
+    """Sites that were reduced together, of `tokens` token vectors each.
 
-    @property
-    def indices(self) -> Sequence[int]: ...
-
-    @property
-    def texts(self) -> Sequence[str]: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Sites that were reduced together: token vectors per site, and their codes, to be counted,
-    unless they are `counted` or known from the first step."""
+    `values`, `peaks`: what is to be counted, as `RowFolds.lazy` gives it; empty where that is
+    `counted`, or known from the first step.
+    """
 
     names: tuple[str, ...]
     tokens: int
-    values: Sequence[np.ndarray]
-    peaks: Sequence[np.ndarray]
-    counted: Mapping[str, Counted]
+    sums: Reduced
+    values: list[Any]
+    peaks: list[Any]
+    counted: dict[str, Counted] = field(default_factory=dict)
+
+    def on_host(self) -> Group:
+        """The same once it is evaluated; the sums stay where they are."""
+        values, peaks = ([*map(_on_host, codes)] for codes in (self.values, self.peaks))
+        return replace(self, values=values, peaks=peaks, counted=dict(self.counted))
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluated:
-    """One forward as it was reduced. `joint`: per-channel numbers of all sites side by side, and
-    `row_low`, `row_high` (S, R), the sites in the order of `parts`."""
+class Forward:
+    """One forward as it was reduced; `sums` are those of all groups, side by side."""
 
     step: int
-    joint: Mapping[str, np.ndarray]
-    parts: Sequence[Part]
+    sums: Reduced
+    groups: Sequence[Group]
+
+    @property
+    def pending(self) -> list[Any]:
+        """What has to be evaluated before it is `on_host`."""
+        codes = [array for group in self.groups for array in (*group.values, *group.peaks)]
+        return [*self.sums.arrays, *codes]
+
+    def on_host(self) -> Forward:
+        """The same once it is evaluated."""
+        groups = [group.on_host() for group in self.groups]
+        return Forward(self.step, self.sums.map(_on_host), groups)
 
 
 class HostSide:
-    """Counts the codes of each forward, looks for NaN and Inf, and tells `found` the sums."""
+    """Counts the codes of each forward, looks for NaN and Inf, and calls `add(step, sums)`.
+
+    `indices` are the numbers of the batch's trajectories, `texts` their prompts.
+    """
 
     def __init__(
         self,
         layout: Layout,
-        batch: Rows,
-        found: Callable[[int, BatchSums], None],
+        indices: Sequence[int],
+        texts: Sequence[str],
+        add: Callable[[int, BatchSums], None],
         *,
         masked: bool,
     ) -> None:
-        self.folds = RowFolds(batch.indices, folds=layout.folds)
-        self.together = OneFold(2 * len(batch.indices))
-        self._layout, self._batch, self._found, self._masked = layout, batch, found, masked
+        self.folds = RowFolds(indices, folds=layout.folds)
+        self.together = OneFold(2 * len(indices))
+        self._layout, self._indices, self._texts = layout, indices, texts
+        self._add, self._masked = add, masked
         self._static: dict[str, Counted] = {}
         self._known: tuple[tuple[str, ...], np.ndarray, np.ndarray] | None = None
 
-    def take(self, forward: Evaluated) -> None:
+    def take(self, forward: Forward) -> None:
         """Raises NumericError naming site, step and prompt if a value is NaN or Inf."""
         counts = dict(self._static)
-        for part in forward.parts:
-            counts |= {**part.counted, **self.count(part)}
-        self._static = {name: kept for name, kept in counts.items() if name == STATIC}
-        joint = self._in_layout(forward)
-        sums = self._sums(forward, joint, [counts[site.name] for site in self._layout.sites])
+        for group in forward.groups:
+            counts |= {**group.counted, **self.count(group)}
+        self._static = {name: counted for name, counted in counts.items() if name == STATIC}
+        tokens = {name: group.tokens for group in forward.groups for name in group.names}
+        sites, channels = self._order(tuple(tokens))
+        low, high = forward.sums.row_low[sites], forward.sums.row_high[sites]
+        fold_low, fold_high = self.folds.extremes(low, high)
+        names = [site.name for site in self._layout.sites]
+        values, peaks = zip(*(counts[name] for name in names), strict=True)
         if not self._masked:
-            self._refuse_nonfinite(sums, forward.step, joint["row_low"], joint["row_high"])
-        self._found(forward.step, sums)
-
-    def count(self, part: Part) -> dict[str, Counted]:
-        """The codes of each site, counted; nothing if there are none."""
-        if not part.values:
-            return {}
-        return {
-            name: (self.folds.counted(part.values, i), self.together.counted(part.peaks, i))
-            for i, name in enumerate(part.names)
-        }
-
-    def _sums(
-        self, forward: Evaluated, joint: Mapping[str, np.ndarray], counts: Sequence[Counted]
-    ) -> BatchSums:
-        tokens = {name: part.tokens for part in forward.parts for name in part.names}
-        fold_low, fold_high = self.folds.extremes(joint["row_low"], joint["row_high"])
-        return BatchSums(
-            tokens=np.array([tokens[site.name] for site in self._layout.sites]),
-            missing=joint.get("missing"),
+            self._refuse_nonfinite(values, forward.step, np.isfinite(low) & np.isfinite(high))
+        sums = BatchSums(
+            tokens=np.array([tokens[name] for name in names]),
+            channels=forward.sums.channels.map(lambda array: array[channels]),
             fold_low=fold_low,
             fold_high=fold_high,
-            values=[values for values, _ in counts],
-            peaks=[peaks for _, peaks in counts],
-            **{name: joint[name] for name in PER_CHANNEL},
+            values=values,
+            peaks=peaks,
         )
+        self._add(forward.step, sums)
 
-    def _in_layout(self, forward: Evaluated) -> dict[str, np.ndarray]:
-        """The joint arrays with the sites in the order of the layout."""
-        sites, channels = self._order(tuple(name for part in forward.parts for name in part.names))
+    def count(self, group: Group) -> dict[str, Counted]:
+        """The codes of each site, counted; nothing if there are none."""
+        if not group.values:
+            return {}
         return {
-            name: array[sites] if array.ndim == 2 else array[channels]
-            for name, array in forward.joint.items()
+            name: (self.folds.counted(group.values, i), self.together.counted(group.peaks, i))
+            for i, name in enumerate(group.names)
         }
 
     def _order(self, read: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -122,17 +125,20 @@ class HostSide:
         self._known = read, sites, np.concatenate(channels)
         return self._known[1:]
 
-    def _refuse_nonfinite(
-        self, sums: BatchSums, step: int, low: np.ndarray, high: np.ndarray
-    ) -> None:
-        for number, (site, values) in enumerate(zip(self._layout.sites, sums.values, strict=True)):
-            if not ((values.rows & 0xFF) == 0xFF).any():
+    def _refuse_nonfinite(self, values: Sequence[BinCounts], step: int, finite: np.ndarray) -> None:
+        """`finite` (S, R) bool: whether the extremes of a row are."""
+        for site, counts, rows in zip(self._layout.sites, values, finite, strict=True):
+            if not ((counts.rows & 0xFF) == 0xFF).any():
                 continue
-            bad = np.flatnonzero(~(np.isfinite(low[number]) & np.isfinite(high[number])))
-            row = int(bad[0]) % len(self._batch.indices) if len(bad) else 0
+            row = int(rows.argmin()) % len(self._indices)  # the first that is not
             raise NumericError(
                 f"{site.name} holds NaN or Inf at step {step} of trajectory"
-                f" {self._batch.indices[row]} (prompt {self._batch.texts[row]!r}); nothing of its"
+                f" {self._indices[row]} (prompt {self._texts[row]!r}); nothing of its"
                 " batch was stored. Try model.a16=false or a lower sampler.cfg_scale;"
                 " tracer.nonfinite=count counts such values and goes on"
             )
+
+
+def _on_host(array: Any) -> np.ndarray:
+    """An evaluated array as the host sees it, not copied."""
+    return np.array(array, copy=False)

@@ -8,17 +8,14 @@ next step is under way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
 
 from taqdit.activations import BatchSums, Layout
 from taqdit.backend import mx, side_stream
 from taqdit.tracer.background import Background
-from taqdit.tracer.host import PER_CHANNEL, STATIC, Counted, Evaluated, HostSide, Part, Rows
-from taqdit.tracer.reduce import Reduced, reduced
+from taqdit.tracer.host import STATIC, Forward, Group, HostSide
+from taqdit.tracer.reduce import joined, reduced
 from taqdit.tracer.taps import Taps
 
 Denoise = Callable[[Any, int], Any]
@@ -26,43 +23,31 @@ MOST_GATHERED = 16 * 2**20  # bytes of small activations that are reduced togeth
 MOST_PENDING = 256 * 2**20  # bytes of codes that wait for the end of a step
 
 
-@dataclass(eq=False)
-class Group:
-    """Sites that were reduced together; `values`, `peaks` are to be counted, or are `counted`."""
-
-    names: tuple[str, ...]
-    found: Reduced
-    tokens: int
-    values: list[Any]
-    peaks: list[Any]
-    counted: dict[str, Counted] = field(default_factory=dict)
-
-
 class Probe:
     """Reads one batch: `watch` its denoiser, evaluate `pending` with each latent, then `collect`;
     `finish` when the batch is through.
 
-    `found(step, sums)` is told what each step showed, in order, at the latest by `finish`.
+    `indices` are the numbers of its trajectories, `texts` their prompts. `add(step, sums)` is
+    called for every step in order, at the latest by `finish`.
     """
 
     def __init__(
         self,
         taps: Taps,
         layout: Layout,
-        batch: Rows,
-        found: Callable[[int, BatchSums], None],
+        indices: Sequence[int],
+        add: Callable[[int, BatchSums], None],
         *,
+        texts: Sequence[str],
         masked: bool = False,
     ) -> None:
         self._taps, self._masked = taps, masked
-        self._host = HostSide(layout, batch, found, masked=masked)
+        self._host = HostSide(layout, indices, texts, add, masked=masked)
         self._background = Background()
-        self._step: int | None = None
+        self._forward: Forward | None = None
         self._gathered: dict[Any, list[tuple[str, Any]]] = {}  # activations of one shape
         self._groups: list[Group] = []
-        self._static: Group | None = None
         self._waiting = 0  # bytes of the codes of this step that are not counted yet
-        self._joint: dict[str, Any] = {}
 
     def watch(self, denoise: Denoise) -> Denoise:
         """A denoiser with the same outputs whose first forward after each `collect` is read.
@@ -72,7 +57,7 @@ class Probe:
         """
 
         def watched(latent: Any, step: int) -> Any:
-            if self._step is not None:
+            if self._forward is not None:
                 return denoise(latent, step)
             try:
                 with self._taps.reading(self._gather):
@@ -81,8 +66,9 @@ class Probe:
                 self._taps.restore()
             for key in list(self._gathered):
                 self._reduce(key)
-            self._step = step
-            self._join()
+            with mx.stream(side_stream()):
+                sums = joined([group.sums for group in self._groups])
+            self._forward = Forward(step, sums, self._groups)
             return clean
 
         return watched
@@ -90,8 +76,7 @@ class Probe:
     @property
     def pending(self) -> list[Any]:
         """What has to be evaluated before `collect`."""
-        codes = [array for group in self._groups for array in (*group.values, *group.peaks)]
-        return [*self._joint.values(), *codes]
+        return self._forward.pending if self._forward else []
 
     def collect(self) -> None:
         """Hand on what was read of a step; `pending` has been evaluated.
@@ -99,27 +84,22 @@ class Probe:
         Raises NumericError naming site, step and prompt if a value of an earlier step was NaN or
         Inf, unless masked; `finish` raises it for the last one.
         """
-        if self._step is None:
+        if self._forward is None:
             raise RuntimeError("no forward has been read since the last collect")
-        forward = Evaluated(
-            self._step,
-            {name: _on_host(array) for name, array in self._joint.items()},
-            [_part(group) for group in self._groups],
-        )
-        self._step, self._waiting, self._joint = None, 0, {}
-        self._static = next((each for each in self._groups if each.names == (STATIC,)), None)
-        if self._static:  # counted once
-            self._static.values, self._static.peaks = [], []
-        self._groups = [self._static] if self._static else []
+        forward = self._forward.on_host()
+        self._forward, self._waiting = None, 0
+        self._groups = [group for group in self._groups if group.names == (STATIC,)]
+        for static in self._groups:  # counted once
+            static.values, static.peaks = [], []
         self._background.run(lambda: self._host.take(forward))
 
     def finish(self) -> None:
-        """Wait until `found` was told of every step. Raises as `collect`."""
+        """Wait until every step was added. Raises as `collect`."""
         self._background.wait()
 
     def _gather(self, name: str, activation: Any) -> None:
         """Keep the activation until some of its shape can be reduced together."""
-        if name == STATIC and self._static:
+        if name == STATIC and any(group.names == (STATIC,) for group in self._groups):
             return
         key = STATIC if name == STATIC else (activation.shape, activation.dtype)
         alike = self._gathered.setdefault(key, [])
@@ -130,11 +110,11 @@ class Probe:
     def _reduce(self, key: Any) -> None:
         names, activations = zip(*self._gathered.pop(key), strict=True)
         with mx.stream(side_stream()):  # beside the forward, which does not wait for it
-            found, codes = reduced(activations, masked=self._masked)
+            sums, codes = reduced(activations, masked=self._masked)
             values = self._host.folds.lazy(codes.values)
             peaks = self._host.together.lazy(codes.peaks[..., None])
         tokens = codes.peaks.size // len(names)
-        self._groups.append(Group(names, found, tokens, values, peaks))
+        self._groups.append(Group(names, tokens, sums, values, peaks))
         self._waiting += codes.values.nbytes
         if self._waiting > MOST_PENDING:
             self._count_early()
@@ -145,26 +125,7 @@ class Probe:
         So would its activations, where a GPU counts the codes at once: they wait to be reduced.
         """
         for group in self._groups:
-            kept = [array for array in group.found if array is not None]
-            mx.eval(*kept, *group.values, *group.peaks)
-            group.counted |= self._host.count(_part(group))
+            mx.eval(*group.sums.arrays, *group.values, *group.peaks)
+            group.counted |= self._host.count(group.on_host())
             group.values, group.peaks = [], []
         self._waiting = 0
-
-    def _join(self) -> None:
-        """Per-channel numbers of all sites side by side: one array to evaluate, not one a site."""
-        names = [*PER_CHANNEL, "row_low", "row_high", *(["missing"] if self._masked else [])]
-        with mx.stream(side_stream()):
-            for name in names:
-                parts = [getattr(group.found, name) for group in self._groups]
-                self._joint[name] = mx.concatenate(parts)
-
-
-def _part(group: Group) -> Part:
-    values, peaks = ([_on_host(each) for each in codes] for codes in (group.values, group.peaks))
-    return Part(group.names, group.tokens, values, peaks, dict(group.counted))
-
-
-def _on_host(array: Any) -> np.ndarray:
-    """An evaluated array as the host sees it, not copied."""
-    return np.array(array, copy=False)

@@ -6,10 +6,10 @@ R rows (of the guided batch), T tokens a row, G sites of C channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from taqdit.activations import SHIFT
+from taqdit.activations import SHIFT, ChannelSums
 from taqdit.backend import mx
 
 CHUNK = 64  # addends summed one after another in float32; their sums are summed again
@@ -18,20 +18,21 @@ _NONFINITE = 0xFF0  # smallest magnitude code of Inf and NaN
 
 
 class Reduced(NamedTuple):
-    """Of G sites of C channels each, per channel (G * C,), as BatchSums has them; `row_low` and
-    `row_high` (G, R)."""
+    """G sites side by side, lazy on the device or on the host: their channels, and the lowest and
+    highest value of each row, (G, R)."""
 
-    shift: mx.array
-    sums: mx.array
-    squares: mx.array
-    low: mx.array
-    high: mx.array
-    negative: mx.array
-    top: mx.array
-    near: mx.array
-    missing: mx.array | None
-    row_low: mx.array
-    row_high: mx.array
+    channels: ChannelSums
+    row_low: Any
+    row_high: Any
+
+    @property
+    def arrays(self) -> list[Any]:
+        """All of them."""
+        return [array for array in (*self.channels, *self[1:]) if array is not None]
+
+    def map(self, change: Callable[[Any], Any]) -> Reduced:
+        """Every array changed."""
+        return Reduced(self.channels.map(change), change(self.row_low), change(self.row_high))
 
 
 class Codes(NamedTuple):
@@ -48,7 +49,7 @@ def reduced(activations: Sequence[mx.array], *, masked: bool = False) -> tuple[R
     codes; otherwise they spoil the moments of their channels and show in the codes.
     """
     rows, width = activations[0].shape[0], activations[0].shape[-1]
-    parts = [each.astype(mx.float32).reshape(rows, -1, width) for each in activations]
+    parts = [array.astype(mx.float32).reshape(rows, -1, width) for array in activations]
     values = mx.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
     if masked:
         return _masked(values, len(parts))
@@ -62,8 +63,8 @@ def _masked(values: mx.array, sites: int) -> tuple[Reduced, Codes]:
     tokens = values.shape[0] * values.shape[1]
     lows, highs = (mx.where(finite, values, mx.array(bound)) for bound in (mx.inf, -mx.inf))
     count = mx.maximum(tokens - missing, 1)
-    found, codes = _reduced(values, lows, highs, count, finite, sites=sites)
-    return found._replace(missing=missing), codes
+    sums, codes = _reduced(values, lows, highs, count, finite, sites=sites)
+    return sums._replace(channels=sums.channels._replace(missing=missing)), codes
 
 
 def _reduced(
@@ -75,20 +76,20 @@ def _reduced(
     *,
     sites: int,
 ) -> tuple[Reduced, Codes]:
-    """`lows` and `highs` are the values with what must not count at +Inf and -Inf."""
+    """`lows` and `highs` are the values (R, T, G * C), where not `finite` +Inf and -Inf."""
     rows, tokens, width = values.shape
     row_low, row_high = lows.min(axis=1), highs.max(axis=1)  # (R, G * C)
     low, high = row_low.min(axis=0), row_high.max(axis=0)
     flat = values.reshape(-1, width)
-    kept = flat if finite is None else mx.where(finite.reshape(-1, width), flat, 0)
-    shift = column_sums(kept) / count
+    numbers = flat if finite is None else mx.where(finite.reshape(-1, width), flat, 0)
+    shift = column_sums(numbers) / count
     apart = flat - shift
     if finite is not None:
         apart = mx.where(finite.reshape(-1, width), apart, 0)
     codes = (flat.view(mx.uint32) >> SHIFT).astype(mx.uint16)
     magnitudes = codes & _MAGNITUDE
     octave = _octave(low, high)
-    found = Reduced(
+    channels = ChannelSums(
         shift=shift,
         sums=column_sums(apart),
         squares=column_sums(mx.square(apart)),
@@ -97,13 +98,26 @@ def _reduced(
         negative=(lows.reshape(-1, width) < 0).sum(axis=0),
         top=_at_least(magnitudes, octave, finite),
         near=_at_least(magnitudes, mx.maximum(octave, 1) - 1, finite),
-        missing=None,
-        row_low=row_low.reshape(rows, sites, -1).min(axis=2).T,
-        row_high=row_high.reshape(rows, sites, -1).max(axis=2).T,
     )
-    apart_by_site = (rows, tokens, sites, -1)
-    peaks = magnitudes.reshape(apart_by_site).max(axis=3)
-    return found, Codes(codes.reshape(apart_by_site), peaks)
+    sums = Reduced(
+        channels,
+        row_low.reshape(rows, sites, -1).min(axis=2).T,
+        row_high.reshape(rows, sites, -1).max(axis=2).T,
+    )
+    by_site = (rows, tokens, sites, -1)
+    peaks = magnitudes.reshape(by_site).max(axis=3)
+    return sums, Codes(codes.reshape(by_site), peaks)
+
+
+def joined(parts: Sequence[Reduced]) -> Reduced:
+    """The sites of several reductions side by side: one array to evaluate, not one a site."""
+
+    def together(arrays: Sequence[mx.array]) -> mx.array | None:
+        return None if arrays[0] is None else mx.concatenate(list(arrays))
+
+    channels, lows, highs = zip(*parts, strict=True)
+    sums = ChannelSums(*map(together, zip(*channels, strict=True)))
+    return Reduced(sums, together(lows), together(highs))
 
 
 def column_sums(values: mx.array) -> mx.array:

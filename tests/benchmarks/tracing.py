@@ -88,7 +88,8 @@ class Workload:
             totals[step] = totals[step].merged(part) if step in totals else part
 
         def probe_of(batch):
-            probe = Probe(Taps(self.model.mmdit, paths), layout, batch, add)
+            taps = Taps(self.model.mmdit, paths)
+            probe = Probe(taps, layout, batch.indices, add, texts=batch.texts)
             if take:
                 probe._host.take = take(probe._host.take)
             return probe
