@@ -13,8 +13,7 @@ from taqdit.store_tools import find_store
 from taqdit.store_tools.garbage import Found, Garbage, find_garbage, remove_all
 from taqdit.store_tools.listing import notes
 from taqdit.store_tools.look import parser, tell
-from taqdit.store_tools.words import counted
-from taqdit.words import size
+from taqdit.words import counted, size
 
 
 def gc(arguments: Sequence[str]) -> int:

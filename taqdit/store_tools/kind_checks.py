@@ -18,9 +18,9 @@ from taqdit.stages.plan import fingerprint
 from taqdit.store import Shard
 from taqdit.store_tools.checks import Alike, Check, Problem, Unknown, not_finite, told
 from taqdit.store_tools.latent_checks import LatentLook
-from taqdit.store_tools.words import counted
 from taqdit.trajectories import conditioning, trajectory
 from taqdit.trajectories.pictures import picture_name
+from taqdit.words import counted
 
 _STEP = re.compile(r"(trajectories|checkpoint|part)_(\d{7,})_step_(\d{4,})\.safetensors")
 _INDEX = re.compile(r"(\d{6,})\.(safetensors|png)")

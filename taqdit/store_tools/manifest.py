@@ -17,9 +17,9 @@ from taqdit.store_tools import find_store
 from taqdit.store_tools.export import FORMATS, export_run
 from taqdit.store_tools.image_set import TRAJECTORIES, ImageSet, lacks
 from taqdit.store_tools.stage_folder import stages_of
-from taqdit.store_tools.words import counted
 from taqdit.trajectories.pictures import picture_name
 from taqdit.trajectories.trajectory import shard_name
+from taqdit.words import counted
 
 MANIFEST = "manifest.json"
 FORMAT = "taqdit-manifest-1"

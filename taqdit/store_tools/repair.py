@@ -15,12 +15,12 @@ from taqdit.store import Stage
 from taqdit.store.aside import set_aside
 from taqdit.store.digest import SEAL, STAGE
 from taqdit.store.disk import Identity, identity_at
-from taqdit.store_tools.look import STAGE_HELP, parser, survey, tell
+from taqdit.store_tools.look import STAGE_HELP, parser, survey_of, tell
 from taqdit.store_tools.remedies import commands
 from taqdit.store_tools.stage_folder import IMPORTED, Surveyed, survey_stage
 from taqdit.store_tools.survey import Survey
 from taqdit.store_tools.verification import Checked, Finding, verify
-from taqdit.store_tools.words import counted
+from taqdit.words import counted
 
 MOVED, UNSEALED, REPLACED, LEFT = "moved aside", "unsealed", "set aside", "left alone"
 
@@ -137,7 +137,7 @@ def repair(arguments: Sequence[str]) -> int:
     found.add_argument("--stage", metavar="NAME", help=STAGE_HELP)
     found.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
     given = found.parse_args(list(arguments))
-    there = survey(given.folder)
+    there = survey_of(given.folder)
     logging.getLogger("taqdit").addHandler(logging.NullHandler())  # all of it is printed here
     checked = verify(there.chosen(given.stage))
     done = []
