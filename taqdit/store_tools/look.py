@@ -95,7 +95,7 @@ def verify(arguments: Sequence[str]) -> int:
 
 def verdict(checked: Sequence[Checked]) -> dict[str, Any]:
     """`verify --json`."""
-    stages = [(each.stage, _counts([each])) for each in checked]
+    stages = [(result.stage, _counts([result])) for result in checked]
     return {
         **_counts(checked),
         "stages": [{"folder": s.name, "state": s.state, **counts} for s, counts in stages],
@@ -108,18 +108,18 @@ def verdict(checked: Sequence[Checked]) -> dict[str, Any]:
                 "words": finding.words,
                 "bytes": finding.bytes,
             }
-            for each in checked
-            for finding in each.findings
+            for result in checked
+            for finding in result.findings
         ],
     }
 
 
 def _counts(checked: Sequence[Checked]) -> dict[str, int]:
     return {
-        "files": sum(each.files for each in checked),
-        "bytes": sum(each.bytes for each in checked),
-        "corrupt": sum(len(each.corrupt) for each in checked),
-        "warnings": sum(len(each.warnings) for each in checked),
+        "files": sum(result.files for result in checked),
+        "bytes": sum(result.bytes for result in checked),
+        "corrupt": sum(len(result.corrupt) for result in checked),
+        "warnings": sum(len(result.warnings) for result in checked),
     }
 
 
@@ -129,7 +129,7 @@ def _row(stage: Surveyed, files: int, bytes: int, corrupt: int, warnings: int) -
 
 
 def _verdict_lines(survey: Survey, checked: Sequence[Checked]) -> Iterator[str]:
-    findings = [finding for each in checked for finding in each.findings]
+    findings = [finding for result in checked for finding in result.findings]
     yield from (f"{finding.severity:<9}{finding}" for finding in findings)
     files, read, corrupt, warnings = _counts(checked).values()
     total = f"{counted(files, 'file')}, {size(read)}"
