@@ -331,11 +331,12 @@ def test_what_tells_many_stages_apart_is_found_in_a_time_by_their_number():
     assert seconds(2_000) < 16 * min(seconds(250) for _ in range(3)) + 0.01  # for 8 times as many
 
 
-def test_digests_are_told_of_those_that_nothing_else_tells_apart():
+@pytest.mark.parametrize("path", ["weights.a", "backends"])
+def test_digests_are_told_of_those_that_nothing_else_tells_apart(path):
     told = _differences(
-        {name: {"seed": seed, "weights.a": mark * 64} for name, seed, mark in ("A1a", "B1b", "C2a")}
+        {name: {"seed": seed, path: mark * 64} for name, seed, mark in ("A1a", "B1b", "C2a")}
     )
-    apart = {name: each.get("weights.a") for name, each in told.items()}
+    apart = {name: each.get(path) for name, each in told.items()}
     assert apart == {"A": "a" * 12, "B": "b" * 12, "C": None}
 
 
