@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,18 @@ def listed(names: Sequence[object], most: int, between: str = ", ") -> str:
     """At most `most` of the names, and how many there are beyond: `a, b and 3 more`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return between.join(map(str, names[:most])) + more
+
+
+def ranges(numbers: Iterable[int], most: int = 8) -> str:
+    """Whole numbers as `0-3, 7, 9-12`; of many the first ones."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    texts = [f"{low}" if low == high else f"{low}-{high}" for low, high in runs]
+    return ", ".join(texts[:most]) + (" .." if len(texts) > most else "")
 
 
 def spaced(items: Sequence[Item], most: int) -> list[Item]:

@@ -34,7 +34,7 @@ from taqdit.store_tools import (
     manifest as store_data,
 )
 from taqdit.store_tools.export import export_run
-from taqdit.store_tools.image_set import ranges
+from taqdit.words import ranges
 
 ODD = ('a "quoted" cat, with a comma', "ein Hündchen \\n 猫 🐈", "=1+1 </script> {x: 'y'}")
 COUNT = 5  # asked for; whole batches of 2 are computed

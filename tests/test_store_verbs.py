@@ -20,15 +20,24 @@ import taqdit as package
 from taqdit.cli import rerun
 from taqdit.errors import ConfigError, CorruptError, InputError
 from taqdit.stages.fingerprints import fingerprint
-from taqdit.store import Stage, publish_json, read_shard, sha256_file, write_shard
+from taqdit.stages.kinds import stored
+from taqdit.store import (
+    Stage,
+    canonical_json,
+    publish_json,
+    read_shard,
+    sha256_file,
+    sha256_hex,
+    write_shard,
+)
 from taqdit.store.digest import read_stamped, stamp
 from taqdit.store.disk import guarded, identity_at
 from taqdit.store.lock import is_held
-from taqdit.store_tools import KINDS, Survey, differing
+from taqdit.store_tools import Survey
 from taqdit.store_tools import repair as store_repair
 from taqdit.store_tools import verify as verify_stages
-from taqdit.store_tools.differing import sites_told
-from taqdit.store_tools.look import listing
+from taqdit.store_tools.listing import as_json
+from taqdit.store_tools.settings import _brief, _differences
 from taqdit.store_tools.stage_folder import survey_stage
 from taqdit.store_tools.verbs import SUBVERBS, store
 from taqdit.trajectories import pictures as images
@@ -158,7 +167,7 @@ def test_a_sound_store_is_told_so_and_not_touched(traced, call):
 
 def test_ls_says_what_each_stage_is(traced, call):
     found = json.loads(call("ls", "--json", traced)[1])
-    assert [each["stage"] for each in found["stages"]] == [*KINDS, "figures"]
+    assert [each["stage"] for each in found["stages"]] == [*stored(), "figures"]
     by_kind = {each["stage"]: each for each in found["stages"]}
     units = {kind: (each["units"], each["unit"]) for kind, each in by_kind.items()}
     assert units == {
@@ -259,6 +268,11 @@ BASE = {
 GELU = [name for name in SITES if name.endswith("gelu")]
 
 
+def digest(value):
+    """The digits by which a long value is told."""
+    return sha256_hex(canonical_json(value).encode())[:6]
+
+
 def test_ls_says_how_the_stages_of_a_kind_differ(tmp_path, call):
     store = tmp_path / "outputs" / "store"
     marks = [
@@ -275,13 +289,14 @@ def test_ls_says_how_the_stages_of_a_kind_differ(tmp_path, call):
         bare(store, "figures", **shown)
     text = call("ls", tmp_path / "outputs")[1]
     for words in (
-        "differs in tracer.folds=8, sites=13; else tiny, 2 prompts, 3 steps, CFG 2",
-        "differs in tracer.folds=8, sites=6 (post_gelu); else tiny",
-        "differs in tracer.folds=4, sites=4 (post_gelu, mm_00-01); else tiny",
-        "differs in schedule.num_steps=3, model.use_t5=false, prompts=2 (0473ef); else tiny, CFG 2",
+        "tiny, 2 prompts, 3 steps, CFG 2, 13 sites, 8 folds differs in tracer.folds=8, sites=13 (",
+        "sites=13 (linear_in post_gelu qkv_in, ",
+        "differs in tracer.folds=8, sites=6 (post_gelu, ",
+        "differs in tracer.folds=4, sites=4 (post_gelu, ",
+        "differs in schedule.num_steps=3, model.use_t5=false, prompts=2 (0473ef) 0 runs",
         "sampler=heun, timestep_selection=dense_middle, timestep_selection.count=2",
-        f"differs in statistics=[{marks[0][:12]}, 8]; else of trajectories aaaaaaaaaaaa",
-        f"differs in statistics=[{marks[1][:12]}, 8], selected=bbbbbbbbbbbb; else",  # that tells
+        f"of trajectories aaaaaaaaaaaa differs in statistics=[{marks[0][:12]}, 8] 0 runs",
+        f"differs in statistics=[{marks[1][:12]}, 8], selected=bbbbbbbbbbbb 0 runs",  # that tells
     ):
         assert words in " ".join(text.split()), words
     assert max(map(len, text.splitlines())) <= 100
@@ -289,7 +304,7 @@ def test_ls_says_how_the_stages_of_a_kind_differ(tmp_path, call):
     assert conditioning.endswith("  tiny")
     listed = json.loads(call("ls", "--json", tmp_path / "outputs")[1])["stages"]
     told = {each["fingerprint"]: each["differs"] for each in listed}
-    assert told[marks[2]] == {"folds": "4", "sites": "4 (post_gelu, mm_00-01)"}
+    assert told[marks[2]] == {"folds": "4", "sites": f"4 (post_gelu, {digest(GELU[:4])})"}
     assert listed[0]["differs"] == {}
 
 
@@ -300,8 +315,7 @@ subsets = st.sets(st.sampled_from(SITES), min_size=1)
 @given(st.lists(subsets, min_size=2, max_size=4, unique_by=frozenset))
 @example([{*SITES}, {*GELU}, {*GELU[:2]}])
 def test_stages_with_other_sites_read_otherwise(listed):
-    union = set().union(*listed)
-    words = [sites_told(names, union) for names in listed]
+    words = [_brief("sites", sorted(names)) for names in listed]
     assert len({*words}) == len(listed)
     assert [int(each.split()[0]) for each in words] == [len(names) for names in listed]
     assert max(map(len, words)) <= 50
@@ -312,17 +326,18 @@ def test_what_tells_many_stages_apart_is_found_in_a_time_by_their_number():
         digests = {f"weights.{j}": "ab" * 32 for j in range(4)}
         known = {i: {"k": i % 2, "seed": i} | digests | {"source": i % 3} for i in range(number)}
         start = time.process_time()
-        differing._differing(known)
+        _differences(known)
         return time.process_time() - start
 
     assert seconds(2_000) < 16 * min(seconds(250) for _ in range(3)) + 0.01  # for 8 times as many
 
 
-def test_digests_are_told_of_those_that_nothing_else_tells_apart():
-    told = differing._differing(
-        {name: {"seed": seed, "weights.a": mark * 64} for name, seed, mark in ("A1a", "B1b", "C2a")}
+@pytest.mark.parametrize("path", ["weights.a", "backends"])
+def test_digests_are_told_of_those_that_nothing_else_tells_apart(path):
+    told = _differences(
+        {name: {"seed": seed, path: mark * 64} for name, seed, mark in ("A1a", "B1b", "C2a")}
     )
-    apart = {name: each.get("weights.a") for name, each in told.items()}
+    apart = {name: each.get(path) for name, each in told.items()}
     assert apart == {"A": "a" * 12, "B": "b" * 12, "C": None}
 
 
@@ -336,7 +351,7 @@ def test_an_analysis_is_told_by_its_statistics(tmp_path, call):
         bare(store, "analysis", statistics=[digest], weighting="dt")
     text = call("ls", tmp_path / "outputs")[1]
     for mark in marks:
-        assert f"differs in statistics={mark}; else weighting dt" in text
+        assert f"  weighting dt\n    differs in statistics={mark}\n" in text
 
 
 def test_files_that_the_seal_does_not_list_are_told_and_not_counted(sampled, call, verified):
@@ -1094,7 +1109,7 @@ def test_a_stage_json_may_say_anything(sampled, call):
                 changed = {**document, "inputs": {**document["inputs"], key: value}}
                 publish_json(stage.path("stage.json"), stamp(changed))
                 survey = Survey.of(sampled / "store")
-                assert listing(survey)["stages"]
+                assert as_json(survey)["stages"]
                 list(verify_stages(survey.chosen(kind)))
         for key in ("inputs", "backends", "stage", "fingerprint", "schema"):
             for value in STRANGE:

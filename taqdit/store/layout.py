@@ -6,7 +6,7 @@ that equal contents give equal bytes under every version of it, and the tensors 
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ def parse(data: Bytes) -> tuple[str, dict[Spec, Bytes]]:
     header = data[: 8 + length].tobytes()
     fields = parse_bounded(header[8:])
     metadata = _metadata(fields.pop(_METADATA, None))
-    specs = [_spec(name, field) for name, field in fields.items()]
+    specs = [Spec(name, *dtype_and_shape(name, field)) for name, field in fields.items()]
     if make_header(metadata, specs) != header:
         raise ValueError("its header is not as it was written")
     size = len(header) + sum(spec.size for spec in specs)
@@ -97,23 +97,36 @@ def parse(data: Bytes) -> tuple[str, dict[Spec, Bytes]]:
     return metadata, dict(_parts(data[len(header) :], specs))
 
 
+def dtype_and_shape(
+    name: str,
+    field: object,
+    dtypes: Collection[str] = DTYPES.keys(),
+    axes: int = _MOST_AXES,
+    longest: int = _LONGEST_AXIS,
+) -> tuple[str, tuple[int, ...]]:
+    """What a header says of a tensor. ValueError unless it is one of the dtypes and at most `axes`
+    lengths below `longest`."""
+    values = field if isinstance(field, dict) else {}
+    dtype, shape = values.get("dtype"), lengths(values.get("shape"), axes, longest)
+    if not isinstance(dtype, str) or dtype not in dtypes:
+        raise ValueError(f"tensor {name[:80]!r} has no known dtype")
+    if shape is None:
+        raise ValueError(f"tensor {name[:80]!r} has no shape")
+    return dtype, shape
+
+
+def lengths(value: object, most: int, longest: int) -> tuple[int, ...] | None:
+    """At most `most` whole numbers from 0 to below `longest`; None if it is no such list."""
+    if not isinstance(value, list) or len(value) > most:
+        return None
+    return tuple(value) if all(type(n) is int and 0 <= n < longest for n in value) else None
+
+
 def _metadata(value: object) -> str:
     text = value.get(_KEY) if isinstance(value, dict) else None
     if not isinstance(text, str):
         raise ValueError(f"it is no shard: its header has no {_KEY!r} metadata")
     return text
-
-
-def _spec(name: str, field: object) -> Spec:
-    values = field if isinstance(field, dict) else {}
-    dtype, shape = values.get("dtype"), values.get("shape")
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"tensor {name[:80]!r} has no known dtype")
-    if not isinstance(shape, list) or len(shape) > _MOST_AXES:
-        raise ValueError(f"tensor {name[:80]!r} has no shape")
-    if not all(type(n) is int and 0 <= n < _LONGEST_AXIS for n in shape):
-        raise ValueError(f"tensor {name[:80]!r} has no shape")
-    return Spec(name, dtype, tuple(shape))
 
 
 def _parts(body: Bytes, specs: Iterable[Spec]) -> Iterator[tuple[Spec, Bytes]]:

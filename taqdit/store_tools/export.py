@@ -42,47 +42,47 @@ def export_run(run: Path, to: Path, form: str) -> tuple[int, int]:
         raise InputError(f"{to} lies in the store; choose another folder with --to")
     if form == "npz":
         target = _Export(to, [CALIBRATION])
-        target.made(CALIBRATION, lambda path: open_run(run).calibration().export_npz(path))
+        target.produce(CALIBRATION, lambda path: open_run(run).calibration().export_npz(path))
         return target.counts
-    found = ImageSet.of_run(run)
-    if form == "images" and not found.pictures:
+    image_set = ImageSet.of_run(run)
+    if form == "images" and not image_set.pictures:
         raise InputError(f"{run} decoded no images (sampler.images=false); use --format latents")
-    return _export_set(found, to, ".png" if form == "images" else ".npz")
+    return _export_set(image_set, to, ".png" if form == "images" else ".npz")
 
 
-def _export_set(found: ImageSet, to: Path, suffix: str) -> tuple[int, int]:
-    names = {index: f"{index:06d}{suffix}" for index in found.numbers}
+def _export_set(image_set: ImageSet, to: Path, suffix: str) -> tuple[int, int]:
+    names = {index: f"{index:06d}{suffix}" for index in image_set.numbers}
     target = _Export(to, [*names.values(), METADATA])
     lines: dict[int, str] = {}
     lacking: dict[int, str] = {}
     for index, name in names.items():
         try:
-            entry = found.entry(index)
+            entry = image_set.entry(index)
         except (CorruptError, StorageError) as error:
             lacking[index] = str(error)
             continue
-        lines[index] = _line(found, entry, name)
+        lines[index] = _line(image_set, entry, name)
         if suffix == ".png":
-            source = found.stage.path(images.picture_name(index))  # verified by `entry`
-            target.picture(name, source, owner=found.owner(index))
+            source = image_set.stage.path(images.picture_name(index))  # verified by `entry`
+            target.picture(name, source, owner=image_set.owner(index))
         else:
-            target.made(name, partial(_write_latents, found, index))
+            target.produce(name, partial(_write_latents, image_set, index))
     if lacking:
         raise CorruptError(
-            f"{found.stage.folder}: of {found.count} images {lacks(lacking)}; the others are in"
-            f" {to}, without {METADATA}: repeat the run, then the export"
+            f"{image_set.stage.folder}: of {image_set.count} images {lacks(lacking)}; the others"
+            f" are in {to}, without {METADATA}: repeat the run, then the export"
         )
     target.text(METADATA, lines.values())
     return target.counts
 
 
-def _line(found: ImageSet, entry: Entry, name: str) -> str:
+def _line(image_set: ImageSet, entry: Entry, name: str) -> str:
     """One line of metadata.jsonl: ASCII, so that no reader takes a character for a line's end."""
-    return json.dumps({"file_name": name, "image_id": entry.index, **found.described(entry)})
+    return json.dumps({"file_name": name, "image_id": entry.index, **image_set.described(entry)})
 
 
-def _write_latents(found: ImageSet, index: int, path: Path) -> None:
-    arrays = read_trajectory(found.stage, index)
+def _write_latents(image_set: ImageSet, index: int, path: Path) -> None:
+    arrays = read_trajectory(image_set.stage, index)
     npz.write(path, [npz.Member(k, v.dtype, v.shape, [v]) for k, v in sorted(arrays.items())])
 
 
@@ -91,7 +91,7 @@ class _Export:
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         self._folder, allowed = folder, set(names)
-        self._made = self._there = 0
+        self._written = self._present = 0
         make_folder(folder)
         with disk.guarded("list", folder):
             listed = sorted(path.name for path in folder.iterdir())
@@ -108,7 +108,7 @@ class _Export:
     @property
     def counts(self) -> tuple[int, int]:
         """Files written, and files that were there already."""
-        return self._made, self._there
+        return self._written, self._present
 
     def picture(self, name: str, source: Path, *, owner: str) -> None:
         """Copy a verified PNG; one that is there must be the same picture of the same owner."""
@@ -122,14 +122,14 @@ class _Export:
             images.read_picture(path, owner=owner)
         except (CorruptError, StorageError) as error:
             raise InputError(f"{path} is there and is not of this export: {error}") from error
-        self._there += 1
+        self._present += 1
 
-    def made(self, name: str, write: Callable[[Path], object]) -> None:
+    def produce(self, name: str, write: Callable[[Path], object]) -> None:
         """Let `write` publish a file; one that is there must hold the same bytes."""
         path = self._folder / name
         if not os.path.lexists(path):
             write(path)
-            self._made += 1
+            self._written += 1
             return
         fresh = self._folder / f".{name}{_FRESH}"
         try:
@@ -141,7 +141,7 @@ class _Export:
             disk.remove(fresh)
         if not same:
             raise InputError(f"{path} is there and is not of this export; give --to another folder")
-        self._there += 1
+        self._present += 1
 
     def text(self, name: str, lines: Iterable[str]) -> None:
         """Publish lines; a file that is there may hold some of them, as of a smaller run."""
@@ -149,7 +149,7 @@ class _Export:
         if os.path.lexists(path):
             known = path.read_bytes() if path.is_file() else b"?"
             if known == b"".join(wanted):
-                self._there += 1
+                self._present += 1
                 return
             if not set(known.splitlines(keepends=True)) <= set(wanted):
                 raise InputError(f"{path} is there and is of another export; give --to another")
@@ -157,4 +157,4 @@ class _Export:
 
     def _publish(self, path: Path, data: bytes) -> None:
         publish_bytes(path, data)
-        self._made += 1
+        self._written += 1

@@ -69,8 +69,8 @@ def _require_all(folder: Path, names: Sequence[str]) -> None:
     if times > 1:
         raise InputError(f"{folder / METADATA} lists {name!r} {times} times; once is right")
     with disk.guarded("list", folder):
-        there = {path.name for path in folder.iterdir() if path.suffix.lower() == ".png"}
-    if unlisted := sorted(there - set(names)):
+        pictures = {path.name for path in folder.iterdir() if path.suffix.lower() == ".png"}
+    if unlisted := sorted(pictures - set(names)):
         raise InputError(
             f"{folder} holds {unlisted[0]!r}, which {METADATA} does not list; add a line"
         )

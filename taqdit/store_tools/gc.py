@@ -13,8 +13,7 @@ from taqdit.store_tools import find_store
 from taqdit.store_tools.garbage import Found, Garbage, find_garbage, remove_all
 from taqdit.store_tools.listing import notes
 from taqdit.store_tools.look import parser, tell
-from taqdit.store_tools.words import counted
-from taqdit.words import size
+from taqdit.words import counted, size
 
 
 def gc(arguments: Sequence[str]) -> int:
@@ -23,7 +22,7 @@ def gc(arguments: Sequence[str]) -> int:
     What cannot be removed is told, and the rest removed: the exit code is that of the first error.
     ConfigError where nobody can be asked and --yes is not given; as `find_garbage` otherwise.
     """
-    found = parser(
+    options = parser(
         "gc",
         "List what no run refers to, ask, and remove it. A run counts while its folder lies where"
         " it was made, or below the output folder (where the store is a link: also in the folders"
@@ -31,47 +30,47 @@ def gc(arguments: Sequence[str]) -> int:
         " taqdit that left nothing in STORE/runs, nobody knows. The exit code is 4 if something"
         " cannot be removed, or a stage not looked into.",
     )
-    found.add_argument("--yes", action="store_true", help="do not ask")
-    found.add_argument("--dry-run", action="store_true", help="only list")
-    given = found.parse_args(list(arguments))
+    options.add_argument("--yes", action="store_true", help="do not ask")
+    options.add_argument("--dry-run", action="store_true", help="only list")
+    given = options.parse_args(list(arguments))
     store = find_store(given.folder or Path(config.compose_config().output_dir))
-    there = find_garbage(store)
-    for line in _described(there):
+    search = find_garbage(store)
+    for line in _described(search):
         tell(line)
-    code = StorageError.exit_code if there.unlisted else 0
-    if given.dry_run or not there.garbage:
+    code = StorageError.exit_code if search.unlisted else 0
+    if given.dry_run or not search.garbage:
         return code
     if not given.yes and not _agreed():
         tell("nothing was removed")
         return code
-    left = remove_all(there.garbage, store)
-    gone = [each for each in there.garbage if each not in left]
-    tell(f"{'removed':<14}{_told(gone)}")
-    for each, problem in left.items():
-        tell(f"{'left':<14}{each.path}: {problem or 'in use or referred to by now, or gone'}")
+    left = remove_all(search.garbage, store)
+    gone = [item for item in search.garbage if item not in left]
+    tell(f"{'removed':<14}{_total(gone)}")
+    for item, problem in left.items():
+        tell(f"{'left':<14}{item.path}: {problem or 'in use or referred to by now, or gone'}")
     return next((problem.exit_code for problem in left.values() if problem), code)
 
 
-def _described(found: Found) -> Iterator[str]:
-    store = found.there.store
-    for each in found.garbage:
-        yield f"{size(each.size):>11}  {each.path.relative_to(store)}: {each.why}"
-    for path in found.busy:
+def _described(search: Found) -> Iterator[str]:
+    store = search.there.store
+    for item in search.garbage:
+        yield f"{size(item.size):>11}  {item.path.relative_to(store)}: {item.why}"
+    for path in search.busy:
         yield f"{'':>11}  {path.relative_to(store)}: in use, left alone"
-    for stage in found.unlisted:
+    for stage in search.unlisted:
         yield f"{'left':<14}{stage.problem}"
         yield f"{'':<14}{stage.name} and all that it may be made from are kept"
-    runs = found.there.beside
+    runs = search.there.beside
     nothing = f"nothing to remove from {store}"
-    yield f"{'to remove':<14}{_told(found.garbage)} of {store}" if found.garbage else nothing
-    yield f"{'kept':<14}{counted(found.kept, 'stage')} for {counted(len(runs), 'run')}"
+    yield f"{'to remove':<14}{_total(search.garbage)} of {store}" if search.garbage else nothing
+    yield f"{'kept':<14}{counted(search.kept, 'stage')} for {counted(len(runs), 'run')}"
     yield from notes(runs)
     if not runs:
         yield "there is not one run beside this store: nothing refers to anything in it"
 
 
-def _told(garbage: Sequence[Garbage]) -> str:
-    return f"{size(sum(each.size for each in garbage))} in {counted(len(garbage), 'place')}"
+def _total(garbage: Sequence[Garbage]) -> str:
+    return f"{size(sum(item.size for item in garbage))} in {counted(len(garbage), 'place')}"
 
 
 def _agreed() -> bool:

@@ -21,6 +21,7 @@ from taqdit.store_tools.runs_found import RunFound, runs_of
 from taqdit.store_tools.stage_folder import is_stage_name
 from taqdit.trajectories import pictures as images
 from taqdit.trajectories.shards import KIND, shard_name
+from taqdit.words import ranges
 
 TRAJECTORIES = "trajectories"
 _NUMBER = re.compile(r"([0-9]{6,7})\.(?:safetensors|png)")
@@ -58,9 +59,9 @@ class ImageSet:
     def of_run(cls, folder: Path) -> ImageSet:
         """What a run asked for, finished or not. InputError if it has no trajectories."""
         record = read_record(folder)
-        mark = record["stages"].get(TRAJECTORIES)
+        fingerprint = record["stages"].get(TRAJECTORIES)
         store = folder / record["store"]
-        stage = Stage.find(store, TRAJECTORIES, str(mark)) if mark else None
+        stage = Stage.find(store, TRAJECTORIES, str(fingerprint)) if fingerprint else None
         if stage is None:
             raise InputError(
                 f"{folder} has no stage {TRAJECTORIES} in {store.resolve()}; taqdit rerun {folder}"
@@ -74,10 +75,10 @@ class ImageSet:
         refers to it asked for. InputError if it is no stage of trajectories."""
         stage = Stage.at(folder)
         owners = _owners(stage)
-        there = _numbers([*stage.names(), *(stage.seal_list or {})])
+        stored = _numbers([*stage.names(), *(stage.seal_list or {})])
         asked = range(max((run.trajectories for run in owners), default=0))
         pictures = bool(stage.names(".png")) or any(run.images for run in owners)
-        return cls._of(stage, sorted({*there, *asked}), pictures)
+        return cls._of(stage, sorted({*stored, *asked}), pictures)
 
     @classmethod
     def _of(cls, stage: Stage, numbers: Sequence[int], pictures: bool) -> ImageSet:
@@ -152,18 +153,6 @@ def lacks(lacking: dict[int, str]) -> str:
     return f"{len(lacking)} missing or damaged: {ranges(lacking)} (the first: {first})"
 
 
-def ranges(numbers: Iterable[int]) -> str:
-    """Numbers in words: "0-3, 7, 9-12"; of many the first ones."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    words = [f"{low}" if low == high else f"{low}-{high}" for low, high in runs]
-    return ", ".join(words[:8]) + (" .." if len(words) > 8 else "")
-
-
 def _owners(stage: Stage) -> list[RunFound]:
     """The runs that refer to the stage, if it lies in a store, as far as they are legible."""
     root = stage.folder.parent
@@ -174,5 +163,5 @@ def _owners(stage: Stage) -> list[RunFound]:
 
 def _numbers(names: Iterable[str]) -> Iterator[int]:
     """Of the trajectories that files belong to."""
-    found = (int(match[1]) for match in map(_NUMBER.fullmatch, names) if match)
-    return (number for number in found if number < MOST_TRAJECTORIES)
+    numbers = (int(match[1]) for match in map(_NUMBER.fullmatch, names) if match)
+    return (number for number in numbers if number < MOST_TRAJECTORIES)

@@ -11,6 +11,7 @@ from taqdit.store.digest import parse_bounded
 from taqdit.store.disk import guarded, reading
 from taqdit.store_tools.stage_folder import Surveyed
 from taqdit.trajectories import pictures as images
+from taqdit.words import listed
 
 _MAX_LIST = 2**24  # bytes of metadata.jsonl
 
@@ -50,9 +51,8 @@ class Imported(Check):
                 yield from self._pictures()
         if gone:
             source = "the folder" if self._is_folder else "the file"
-            more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
-            words = f"missing: {min(gone)}{more}; taqdit store import of {source} stores it again"
-            yield None, "gap", words
+            names = listed(sorted(gone), 1)
+            yield None, "gap", f"missing: {names}; taqdit store import of {source} stores it again"
 
     @property
     def _is_folder(self) -> bool:
@@ -61,15 +61,15 @@ class Imported(Check):
     @property
     def _complete(self) -> bool:
         """Whether all PNGs together are those that were imported."""
-        found = [[name, self._digests.get(name)] for name in self._listed]
-        return fingerprint({"files": found}) == self.inputs["files"]
+        digests = [[name, self._digests.get(name)] for name in self._listed]
+        return fingerprint({"files": digests}) == self.inputs["files"]
 
     def _pictures(self) -> Iterator[tuple[str | None, str, str]]:
         """PNGs that are damaged; if there are none, and all were read, that one is another."""
         pngs = [name for name in self._digests if name.endswith(".png")]
-        damaged = {name: words for name in pngs if (words := _damage(self._stage.folder / name))}
-        for name, words in damaged.items():
-            yield name, "digest", words
+        damaged = {name: reason for name in pngs if (reason := _damage(self._stage.folder / name))}
+        for name, reason in damaged.items():
+            yield name, "digest", reason
         if self._listed and self._digests.keys() >= set(self._listed) and not damaged:
             yield None, "digest", "its PNGs are whole, but not all are those that were imported"
 

@@ -52,9 +52,9 @@ def _file(source: Path, store: Path) -> list[str]:
     if not source.is_file():
         raise InputError(f"{source} is no file; give an .npz, or a folder of images")
     digest = sha256_file(source)  # taken first: what is judged must be what is copied
-    kind, found = _described(source)
+    kind, contents = _described(source)
     name = _KINDS[kind]
-    inputs: dict[str, Any] = {"kind": kind, "file": name, "sha256": digest, **found}
+    inputs: dict[str, Any] = {"kind": kind, "file": name, "sha256": digest, **contents}
     stage = _open(store, inputs)
     path = stage.path(name)
     with _claimed(stage):
@@ -62,13 +62,13 @@ def _file(source: Path, store: Path) -> list[str]:
             with disk.guarded("read", source), source.open("rb") as data:
                 _copy(data, path, digest)
         _seal(stage, {name: digest})
-    words = ", ".join(f"{value} {key}" for key, value in found.items() if type(value) is int)
+    counts = ", ".join(f"{value} {key}" for key, value in contents.items() if type(value) is int)
     place = str(path)
     plain = re.fullmatch(r"[\w./-]+", place)
     override = f"inputs.{kind}={place}" if plain else shlex.quote(f"inputs.{kind}={spell(place)}")
     return [
         f"imported      {path}",
-        f"{'':<14}{kind}: {words}; use it with",
+        f"{'':<14}{kind}: {counts}; use it with",
         f"{'':<14}taqdit {override}",
     ]
 
@@ -76,8 +76,8 @@ def _file(source: Path, store: Path) -> list[str]:
 def _described(source: Path) -> tuple[str, dict[str, Any]]:
     """Which kind of file it is, and what it holds. InputError if it is of none."""
     try:
-        found = describe_calibration(import_npz(source))
-        return "calibration", {**found, "steps": len(found["steps"])}
+        contents = describe_calibration(import_npz(source))
+        return "calibration", {**contents, "steps": len(contents["steps"])}
     except InputError as error:
         refused = error
     try:
@@ -90,23 +90,23 @@ def _described(source: Path) -> tuple[str, dict[str, Any]]:
 
 def _images(source: Path, store: Path) -> list[str]:
     """Take a folder of PNGs in; what to say about it."""
-    found = ForeignImages.of(source)
+    pictures = ForeignImages.of(source)
     inputs: dict[str, Any] = {
         "kind": "images",
         "file": METADATA,
-        "sha256": sha256_hex(found.text),
-        "images": len(found.digests),
-        "files": fingerprint({"files": [list(each) for each in found.digests.items()]}),
+        "sha256": sha256_hex(pictures.text),
+        "images": len(pictures.digests),
+        "files": fingerprint({"files": [list(pair) for pair in pictures.digests.items()]}),
     }
     stage = _open(store, inputs)
     with _claimed(stage):
-        for name, digest in found.digests.items():
+        for name, digest in pictures.digests.items():
             if not _holds(stage, name, digest):
-                publish_bytes(stage.path(name), found.read(name))
+                publish_bytes(stage.path(name), pictures.read(name))
         if not _holds(stage, METADATA, inputs["sha256"]):
-            publish_bytes(stage.path(METADATA), found.text)
-        _seal(stage, {**found.digests, METADATA: inputs["sha256"]})
-    count = len(found.digests)
+            publish_bytes(stage.path(METADATA), pictures.text)
+        _seal(stage, {**pictures.digests, METADATA: inputs["sha256"]})
+    count = len(pictures.digests)
     return [
         f"imported      {stage.folder}",
         f"{'':<14}{count} images with prompts; FID tools and data loaders read the folder",
@@ -114,8 +114,8 @@ def _images(source: Path, store: Path) -> list[str]:
 
 
 def _open(store: Path, inputs: dict[str, Any]) -> Stage:
-    mark = fingerprint(inputs)
-    return Stage.open(store, NAME, fingerprint=mark, inputs=inputs, backend={}, lost={})
+    own = fingerprint(inputs)
+    return Stage.open(store, NAME, fingerprint=own, inputs=inputs, backend={}, lost={})
 
 
 @contextmanager
@@ -129,12 +129,12 @@ def _claimed(stage: Stage) -> Iterator[None]:
 def _holds(stage: Stage, name: str, digest: str) -> bool:
     """Whether a file is there and whole; one that is damaged is moved aside."""
     path = stage.path(name)
-    if (marks := identity_at(path)) is None:
+    if (identity := identity_at(path)) is None:
         return False
     if sha256_file(path) == digest:
         return True
     reason = "its bytes are not those that were imported"
-    stage.quarantine(name, reason, judged=marks, keep_seal=True)
+    stage.quarantine(name, reason, judged=identity, keep_seal=True)
     return False
 
 

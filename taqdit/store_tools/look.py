@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from taqdit import config
 from taqdit.config.arguments import Arguments
 from taqdit.errors import CorruptError
-from taqdit.store_tools import Checked, Finding, Survey, Surveyed, find_store
+from taqdit.store_tools import Checked, Survey, Surveyed, find_store, listing, usage
 from taqdit.store_tools import verify as verify_stages
-from taqdit.store_tools.differing import differing
-from taqdit.store_tools.listing import below, lines
 from taqdit.store_tools.remedies import commands
-from taqdit.store_tools.usage import Usage, usage
 from taqdit.store_tools.verification import GAP
-from taqdit.store_tools.words import counted, made_of
-from taqdit.words import size
+from taqdit.words import counted, size
 
 STAGE_HELP = "only this kind of stage (statistics), or this folder or the beginning of its name"
 SCHEMA = 1  # of the JSON: raise it when a key changes its meaning or goes
+_JSON = f"print one JSON object, for programs: its keys keep their meaning while schema is {SCHEMA}"
 
 
-def parser(verb: str, description: str) -> Arguments:
+def parser(verb: str, description: str, *, json: bool = False) -> Arguments:
     """Arguments that all of them take."""
-    found = Arguments(f"store {verb}", description)
-    found.add_argument(
+    arguments = Arguments(f"store {verb}", description)
+    arguments.add_argument(
         "folder",
         nargs="?",
         type=Path,
         metavar="FOLDER",
         help="an output folder, or the store in it (default: the configured output_dir)",
     )
-    return found
+    if json:
+        arguments.add_argument("--json", action="store_true", help=_JSON)
+    return arguments
 
 
-def survey(folder: Path | None) -> Survey:
+def survey_of(folder: Path | None) -> Survey:
     """What lies in the store of a folder. Raises InputError if there is none."""
     return Survey.of(find_store(folder or Path(config.compose_config().output_dir)))
 
@@ -49,189 +49,98 @@ def tell(text: str) -> None:
 
 def ls(arguments: Sequence[str]) -> int:
     """What is stored, in which state, made from what, for which runs."""
-    found = parser("ls", "List the stages of a store.")
-    _add_json(found)
-    given = found.parse_args(list(arguments))
-    there = survey(given.folder)
-    if given.json:
-        _print_json(listing(there))
-    else:
-        for line in lines(there):
-            tell(line)
-    return 0
+    return _show("ls", "List the stages of a store.", listing, arguments)
 
 
 def du(arguments: Sequence[str]) -> int:
     """How many bytes: by stage, by folder, moved-aside files and leftovers apart."""
-    found = parser("du", "Say what takes how much space in a store.")
-    _add_json(found)
-    given = found.parse_args(list(arguments))
-    there = survey(given.folder)
-    spent = usage(there)
+    return _show("du", "Say what takes how much space in a store.", usage, arguments)
+
+
+def _show(verb: str, about: str, view: ModuleType, arguments: Sequence[str]) -> int:
+    given = parser(verb, about, json=True).parse_args(list(arguments))
+    survey = survey_of(given.folder)
     if given.json:
-        _print_json({"schema": SCHEMA, "store": str(there.store), **spent.as_dict()})
-    else:
-        _print_usage(there, spent)
+        _print_json(survey, view.as_json(survey))
+        return 0
+    for line in view.lines(survey):
+        tell(line)
     return 0
 
 
 def verify(arguments: Sequence[str]) -> int:
     """Read and check every file; exit code 5 if one is corrupt."""
-    found = parser(
-        "verify",
+    description = (
         "Check digests, numbers, shapes and counts of a store. Changes nothing; the exit code is 5"
-        " if something is corrupt.",
+        " if something is corrupt."
     )
-    _add_json(found)
-    found.add_argument("--stage", metavar="NAME", help=STAGE_HELP)
-    given = found.parse_args(list(arguments))
-    there = survey(given.folder)
-    chosen, checked = there.chosen(given.stage), []
+    arguments_of = parser("verify", description, json=True)
+    arguments_of.add_argument("--stage", metavar="NAME", help=STAGE_HELP)
+    given = arguments_of.parse_args(list(arguments))
+    survey = survey_of(given.folder)
+    stages, checked = survey.chosen(given.stage), []
     if not given.json:
         tell(f"{'STAGE':<28}{'STATE':<16}{'FILES':>7}{'SIZE':>11}{'CORRUPT':>9}{'WARNINGS':>10}")
-    for each in verify_stages(chosen):
-        checked.append(each)
+    for stage in verify_stages(stages):
+        checked.append(stage)
         if not given.json:
-            tell(_row(each))
+            tell(_row(stage.stage, **_counts([stage])))
     if given.json:
-        _print_json(verdict(there, checked))
+        _print_json(survey, verdict(checked))
     else:
-        _print_verdict(there, checked)
-    return CorruptError.exit_code if any(each.corrupt for each in checked) else 0
+        for line in _verdict_lines(survey, checked):
+            tell(line)
+    return CorruptError.exit_code if any(stage.corrupt for stage in checked) else 0
 
 
-def listing(there: Survey) -> dict[str, Any]:
-    """`ls --json`."""
-    differs = differing(there)
-    return {
-        "schema": SCHEMA,
-        "store": str(there.store),
-        "runs": len(there.runs),
-        "unreadable_runs": [
-            {"run": below(there, run.folder), "problem": run.note} for run in there.runs if run.note
-        ],
-        "stages": [_stage(there, stage, differs[stage]) for stage in there.stages],
-        "replaced": [
-            {"folder": each.name, "files": each.files, "bytes": each.bytes}
-            for each in there.replaced
-        ],
-    }
-
-
-def verdict(there: Survey, checked: Sequence[Checked]) -> dict[str, Any]:
+def verdict(checked: Sequence[Checked]) -> dict[str, Any]:
     """`verify --json`."""
+    stages = [(result.stage, _counts([result])) for result in checked]
     return {
-        "schema": SCHEMA,
-        "store": str(there.store),
-        "files": sum(each.files for each in checked),
-        "bytes": sum(each.bytes for each in checked),
-        "corrupt": sum(len(each.corrupt) for each in checked),
-        "warnings": sum(len(each.warnings) for each in checked),
-        "stages": [
+        **_counts(checked),
+        "stages": [{"folder": s.name, "state": s.state, **counts} for s, counts in stages],
+        "findings": [
             {
-                "folder": each.stage.name,
-                "state": each.stage.state,
-                "files": each.files,
-                "bytes": each.bytes,
-                "corrupt": len(each.corrupt),
-                "warnings": len(each.warnings),
+                "severity": finding.severity,
+                "folder": finding.stage,
+                "file": finding.file,
+                "kind": finding.kind,
+                "words": finding.words,
+                "bytes": finding.bytes,
             }
-            for each in checked
+            for result in checked
+            for finding in result.findings
         ],
-        "findings": [_finding(finding) for each in checked for finding in each.findings],
     }
 
 
-def _finding(found: Finding) -> dict[str, Any]:
+def _counts(checked: Sequence[Checked]) -> dict[str, int]:
     return {
-        "severity": found.severity,
-        "folder": found.stage,
-        "file": found.file,
-        "kind": found.kind,
-        "words": found.words,
-        "bytes": found.bytes,
+        "files": sum(result.files for result in checked),
+        "bytes": sum(result.bytes for result in checked),
+        "corrupt": sum(len(result.corrupt) for result in checked),
+        "warnings": sum(len(result.warnings) for result in checked),
     }
 
 
-def _stage(there: Survey, stage: Surveyed, differs: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "stage": stage.kind,
-        "folder": stage.name,
-        "fingerprint": stage.fingerprint or None,
-        "state": stage.state,
-        "problem": stage.problem,
-        "units": stage.units,
-        "unit": stage.unit,
-        "files": len(stage.files),
-        "bytes": stage.bytes,
-        "made_of": made_of(stage),
-        "backends": stage.backends,
-        "runs": [below(there, run.folder) for run in there.references(stage)],
-        "held": list(stage.held),
-        "working": dict(stage.working),
-        "aside": dict(stage.aside),
-        "leftovers": dict(stage.leftovers),
-        "beyond_seal": stage.beyond,
-        "differs": dict(differs),
-    }
+def _row(stage: Surveyed, files: int, bytes: int, corrupt: int, warnings: int) -> str:
+    row = f"{stage.name:<28}{stage.state:<16}{files:>7}{size(bytes):>11}"
+    return f"{row}{corrupt:>9}{warnings:>10}"
 
 
-def _print_usage(there: Survey, spent: Usage) -> None:
-    tell(f"{size(spent.bytes):>11}  {there.store}")
-    for kind, share in spent.stages.items():
-        what = f"{kind}, {counted(share.folders, 'folder')}, {counted(share.files, 'file')}"
-        tell(f"{size(share.bytes):>11}  {what}")
-        for folder, part in spent.folders.items() if share.folders > 1 else ():
-            if folder.startswith(f"{kind}/"):
-                tell(f"{size(part.bytes):>11}    {folder}, {counted(part.files, 'file')}")
-    if spent.working.files:
-        what = f"of it checkpoints and parts, {counted(spent.working.files, 'file')}"
-        tell(f"{size(spent.working.bytes):>11}  {what}")
-    for name, share in spent.beside.items():
-        if share.files:
-            tell(f"{size(share.bytes):>11}  {name}, {counted(share.files, 'file')}")
-    for stage in there.stages:
-        if stage.unlisted:
-            tell(f"{'unknown':>11}  {stage.name}: {stage.problem}")
-
-
-def _row(each: Checked) -> str:
-    stage = each.stage
-    return (
-        f"{stage.name:<28}{stage.state:<16}{each.files:>7}{size(each.bytes):>11}"
-        f"{len(each.corrupt):>9}{len(each.warnings):>10}"
-    )
-
-
-def _print_verdict(there: Survey, checked: Sequence[Checked]) -> None:
-    findings = [finding for each in checked for finding in each.findings]
-    for finding in findings:
-        tell(f"{finding.severity:<9}{finding}")
-    corrupt, warnings = (sum(map(len, each)) for each in _columns(checked))
-    files, read = sum(each.files for each in checked), sum(each.bytes for each in checked)
-    tell(
-        f"{counted(files, 'file')}, {size(read)}: {corrupt} corrupt, {counted(warnings, 'warning')}"
-    )
+def _verdict_lines(survey: Survey, checked: Sequence[Checked]) -> Iterator[str]:
+    findings = [finding for result in checked for finding in result.findings]
+    yield from (f"{finding.severity:<9}{finding}" for finding in findings)
+    files, read, corrupt, warnings = _counts(checked).values()
+    total = f"{counted(files, 'file')}, {size(read)}"
+    yield f"{total}: {corrupt} corrupt, {counted(warnings, 'warning')}"
     if corrupt:
-        tell(f"mend it: taqdit store repair {there.store.parent}")
+        yield f"mend it: taqdit store repair {survey.store.parent}"
         return
-    gaps = [each.stage for each in checked if any(found.kind == GAP for found in each.findings)]
-    for command in commands(there, gaps):
-        tell(f"make what is missing: {command}")
+    gaps = {finding.stage for finding in findings if finding.kind == GAP}
+    for command in commands(survey, [s for s in survey.stages if s.name in gaps]):
+        yield f"make what is missing: {command}"
 
 
-def _columns(checked: Sequence[Checked]) -> Iterable[list[list[Finding]]]:
-    return [each.corrupt for each in checked], [each.warnings for each in checked]
-
-
-def _add_json(found: Arguments) -> None:
-    found.add_argument(
-        "--json",
-        action="store_true",
-        help=f"print one JSON object, for programs: its keys keep their meaning while schema is"
-        f" {SCHEMA}",
-    )
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=1))
+def _print_json(survey: Survey, contents: Mapping[str, Any]) -> None:
+    print(json.dumps({"schema": SCHEMA, "store": str(survey.store), **contents}, indent=1))

@@ -17,9 +17,9 @@ from taqdit.store_tools import find_store
 from taqdit.store_tools.export import FORMATS, export_run
 from taqdit.store_tools.image_set import TRAJECTORIES, ImageSet, lacks
 from taqdit.store_tools.stage_folder import stages_of
-from taqdit.store_tools.words import counted
 from taqdit.trajectories.pictures import picture_name
 from taqdit.trajectories.shards import shard_name
+from taqdit.words import counted
 
 MANIFEST = "manifest.json"
 FORMAT = "taqdit-manifest-1"
@@ -48,42 +48,42 @@ def manifest(arguments: Sequence[str]) -> int:
     if given.into and len(folders) > 1:
         raise ConfigError(f"--into takes one manifest and there are {len(folders)}; name a folder")
     for folder in folders:
-        found = _image_set(folder)
+        image_set = _image_set(folder)
         into = given.into or folder / MANIFEST
-        lacking = write_manifest(found, into)
+        lacking = write_manifest(image_set, into)
         print(f"manifest      {into}")
-        words = f"; {lacks(lacking)}" if lacking else ""
-        print(f"{'':<14}{found.count - len(lacking)} of {found.count} images{words}")
+        rest = f"; {lacks(lacking)}" if lacking else ""
+        print(f"{'':<14}{image_set.count - len(lacking)} of {image_set.count} images{rest}")
     return 0
 
 
-def write_manifest(found: ImageSet, into: Path) -> dict[int, str]:
+def write_manifest(image_set: ImageSet, into: Path) -> dict[int, str]:
     """Publish the manifest; why the trajectories that are not in it are not whole, by number.
 
     InputError if `into` is a file that is no such manifest.
     """
     if into.exists() and not _is_manifest(into):
         raise InputError(f"{into} is there and is no manifest of taqdit; choose another --into")
-    entries, lacking = found.entries()
-    folder = relative(found.stage.folder, into.parent)
+    entries, lacking = image_set.entries()
+    folder = relative(image_set.stage.folder, into.parent)
     listed = [
         {
             "image_id": entry.index,
-            **found.described(entry),
-            "filename": f"{folder}/{picture_name(entry.index)}" if found.pictures else None,
+            **image_set.described(entry),
+            "filename": f"{folder}/{picture_name(entry.index)}" if image_set.pictures else None,
             "latent_filename": f"{folder}/{shard_name(entry.index)}",
         }
         for entry in entries
     ]
-    about = {key: found.settings[key] for key in (*_MODEL, *_RUN) if key in found.settings}
+    about = {key: image_set.settings[key] for key in (*_MODEL, *_RUN) if key in image_set.settings}
     document = {
         "format": FORMAT,
-        "fingerprint": found.stage.fingerprint,
+        "fingerprint": image_set.stage.fingerprint,
         "num_images": len(listed),
-        "expected_images": found.count,
+        "expected_images": image_set.count,
         "missing": sorted(lacking),
-        "num_steps": found.settings["num_steps"],
-        "cfg_weight": found.settings["cfg_scale"],
+        "num_steps": image_set.settings["num_steps"],
+        "cfg_weight": image_set.settings["cfg_scale"],
         **about,
         "images": listed,
     }
@@ -108,9 +108,9 @@ def export(arguments: Sequence[str]) -> int:
         " latents: an .npz per image and metadata.jsonl",
     )
     given = parser.parse_args(list(arguments))
-    made, there = export_run(given.run, given.to, given.format)
+    written, present = export_run(given.run, given.to, given.format)
     print(f"export        {given.to}")
-    print(f"{'':<14}{counted(made, 'file')} written, {there} there already")
+    print(f"{'':<14}{counted(written, 'file')} written, {present} there already")
     return 0
 
 
@@ -121,15 +121,15 @@ def _image_set(folder: Path) -> ImageSet:
 
 def _all_stages() -> list[Path]:
     store = find_store(Path(config.compose_config().output_dir))
-    found = [each.folder for each in stages_of(store) if each.kind == TRAJECTORIES]
-    if not found:
+    folders = [stage.folder for stage in stages_of(store) if stage.kind == TRAJECTORIES]
+    if not folders:
         raise InputError(f"{store} holds no trajectories; name a run's folder")
-    return found
+    return folders
 
 
 def _is_manifest(path: Path) -> bool:
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and found.get("format") == FORMAT
+    return isinstance(document, dict) and document.get("format") == FORMAT

@@ -9,7 +9,7 @@ from taqdit.store_tools import Survey, Surveyed
 from taqdit.store_tools.stage_folder import IMPORTED
 
 
-def commands(there: Survey, stages: Iterable[Surveyed]) -> list[str]:
+def commands(survey: Survey, stages: Iterable[Surveyed]) -> list[str]:
     """The commands that make again what is missing in the stages: of each, the last of the largest
     runs that refer to it, as few as will do."""
     chosen: dict[str, None] = {}
@@ -18,7 +18,7 @@ def commands(there: Survey, stages: Iterable[Surveyed]) -> list[str]:
         if stage.kind == IMPORTED:
             orphans.append(f"taqdit store import of the file that {stage.name} was made of")
             continue
-        referring = there.references(stage)
+        referring = survey.references(stage)
         runs = [run for run in referring if run.pointer is None]
         if not runs:
             why = "its runs cannot be reached" if referring else "no run refers to it"

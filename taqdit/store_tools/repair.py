@@ -15,12 +15,12 @@ from taqdit.store import Stage
 from taqdit.store.aside import set_aside
 from taqdit.store.digest import SEAL, STAGE
 from taqdit.store.disk import Identity, identity_at
-from taqdit.store_tools.look import STAGE_HELP, parser, survey, tell
+from taqdit.store_tools.look import STAGE_HELP, parser, survey_of, tell
 from taqdit.store_tools.remedies import commands
 from taqdit.store_tools.stage_folder import IMPORTED, Surveyed, survey_stage
 from taqdit.store_tools.survey import Survey
 from taqdit.store_tools.verification import Checked, Finding, verify
-from taqdit.store_tools.words import counted
+from taqdit.words import counted
 
 MOVED, UNSEALED, REPLACED, LEFT = "moved aside", "unsealed", "set aside", "left alone"
 
@@ -40,9 +40,9 @@ def repair_stages(checked: Iterable[Checked], *, dry_run: bool) -> Iterator[Repa
 
     A stage that a living process works on is left alone. StorageError as the disk gives it.
     """
-    for each in checked:
-        if each.corrupt:
-            yield from _Repair(each.stage, dry_run).run(each.corrupt)
+    for verified in checked:
+        if verified.corrupt:
+            yield from _Repair(verified.stage, dry_run).run(verified.corrupt)
 
 
 class _Repair:
@@ -55,25 +55,27 @@ class _Repair:
     def run(self, findings: list[Finding]) -> Iterator[Repaired]:
         """Do about each finding what can be done."""
         if self.stage.unlisted:
-            yield from (Repaired(LEFT, each) for each in findings)
+            yield from (Repaired(LEFT, finding) for finding in findings)
             return
         self._see(STAGE, SEAL)
         now = self.stage = survey_stage(self.stage.folder)
         if not now.held:
             self._see(*now.files)
-            found = [each for checked in verify([now]) for each in checked.corrupt]  # as it is now
+            (checked,) = verify([now])  # as it is now
+            corrupt = checked.corrupt
             now = survey_stage(now.folder)  # a run may have begun while all that was read
         if now.held:
             why = f"another process works on it ({now.held[0]}); repair when it has ended, or"
             why += " delete that file if there is none"
-            yield from (Repaired(LEFT, each, why=why) for each in findings)
+            yield from (Repaired(LEFT, finding, why=why) for finding in findings)
             return
-        for each in findings:
-            if each.file not in {still.file for still in found}:
-                yield Repaired(LEFT, each, why="it is whole by now")
-        whole = [each for each in found if each.kind == "stage"]
-        for each in whole[:1] or _by_file(found):
-            yield self._repair(each)
+        files = {finding.file for finding in corrupt}
+        for finding in findings:
+            if finding.file not in files:
+                yield Repaired(LEFT, finding, why="it is whole by now")
+        whole = [finding for finding in corrupt if finding.kind == "stage"]
+        for finding in whole[:1] or _by_file(corrupt):
+            yield self._repair(finding)
 
     def _see(self, *names: str) -> None:
         """Note which files these are, before they are read."""
@@ -122,54 +124,56 @@ class _Repair:
 
 def _by_file(findings: list[Finding]) -> Iterator[Finding]:
     """All that is wrong with a file as one finding."""
-    for file in dict.fromkeys(each.file for each in findings):
-        of_file = [each for each in findings if each.file == file]
-        yield replace(of_file[0], words="; ".join(each.words for each in of_file))
+    for file in dict.fromkeys(finding.file for finding in findings):
+        of_file = [finding for finding in findings if finding.file == file]
+        yield replace(of_file[0], words="; ".join(finding.words for finding in of_file))
 
 
 def repair(arguments: Sequence[str]) -> int:
     """Move what is corrupt aside, so that the next run makes it again; deletes nothing."""
-    found = parser(
+    options = parser(
         "repair",
         "Verify a store, and move what is corrupt aside, for the next run to make it again. Deletes"
         " nothing; the exit code is 4 if something had to be left alone.",
     )
-    found.add_argument("--stage", metavar="NAME", help=STAGE_HELP)
-    found.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
-    given = found.parse_args(list(arguments))
-    there = survey(given.folder)
+    options.add_argument("--stage", metavar="NAME", help=STAGE_HELP)
+    options.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, do nothing"
+    )
+    given = options.parse_args(list(arguments))
+    survey = survey_of(given.folder)
     logging.getLogger("taqdit").addHandler(logging.NullHandler())  # all of it is printed here
-    checked = verify(there.chosen(given.stage))
+    checked = verify(survey.chosen(given.stage))
     done = []
-    for each in repair_stages(checked, dry_run=given.dry_run):
-        done.append(each)
-        tell(_line(each, dry_run=given.dry_run))
-    _print_summary(there, done, dry_run=given.dry_run)
-    return StorageError.exit_code if any(each.action == LEFT for each in done) else 0
+    for repaired in repair_stages(checked, dry_run=given.dry_run):
+        done.append(repaired)
+        tell(_line(repaired, dry_run=given.dry_run))
+    _print_summary(survey, done, dry_run=given.dry_run)
+    return StorageError.exit_code if any(repaired.action == LEFT for repaired in done) else 0
 
 
-def _line(each: Repaired, *, dry_run: bool) -> str:
-    words = [
-        f"{'would be ' if dry_run and each.action != LEFT else ''}{each.action}",
-        str(each.finding),
+def _line(repaired: Repaired, *, dry_run: bool) -> str:
+    parts = [
+        f"{'would be ' if dry_run and repaired.action != LEFT else ''}{repaired.action}",
+        str(repaired.finding),
     ]
-    if each.target is not None:
-        words.append(f"-> {each.target.name}")
-    if each.why:
-        words.append(f"({each.why})")
-    return "  ".join(words)
+    if repaired.target is not None:
+        parts.append(f"-> {repaired.target.name}")
+    if repaired.why:
+        parts.append(f"({repaired.why})")
+    return "  ".join(parts)
 
 
-def _print_summary(there: Survey, done: Sequence[Repaired], *, dry_run: bool) -> None:
+def _print_summary(survey: Survey, done: Sequence[Repaired], *, dry_run: bool) -> None:
     if not done:
         tell("nothing is corrupt; nothing was changed")
         return
-    mended = [each for each in done if each.action != LEFT]
+    mended = [repaired for repaired in done if repaired.action != LEFT]
     if dry_run:
         tell(f"nothing was changed; repair would deal with {len(mended)} of {len(done)}")
         return
     tell(f"{len(mended)} of {len(done)} dealt with")
     if mended:
-        names = {each.finding.stage for each in mended}
-        for command in commands(there, [s for s in there.stages if s.name in names]):
+        names = {repaired.finding.stage for repaired in mended}
+        for command in commands(survey, [s for s in survey.stages if s.name in names]):
             tell(f"go on with: {command}")

@@ -11,10 +11,17 @@ import numpy as np
 
 from taqdit.errors import InputError
 from taqdit.stages import kinds
-from taqdit.store.digest import parse_object
+from taqdit.store.digest import STAGE, parse_object
 from taqdit.store.layout import parse
 from taqdit.store_tools.runs_found import RunFound, runs_of
-from taqdit.store_tools.stage_folder import Replaced, Surveyed, replaced_in, sizes_below, stages_of
+from taqdit.store_tools.stage_folder import (
+    Replaced,
+    Surveyed,
+    is_stage_name,
+    replaced_in,
+    sizes_below,
+    stages_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,3 +118,27 @@ def digests_of(stage: Surveyed) -> Iterator[str | None]:
             yield str(parse_object(text).get("sha256"))
         except (OSError, ValueError):
             yield None
+
+
+def find_store(folder: Path) -> Path:
+    """The store of an output folder; the folder itself if it is a store.
+
+    Raises InputError if it is neither. A folder that only looks like one is none: what is done to
+    a store must not be done to somebody's figures and weights.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give an output folder, or the store in it")
+    if (folder / "store").is_dir():
+        return folder / "store"
+    if folder.name in ("", ".."):  # `.` and `..`: what lies above those is not what their path says
+        folder = folder.resolve()
+    if folder.resolve().name == "store" or any(_stages_in(folder)):
+        return folder
+    raise InputError(f"{folder} holds no store; give an output folder, or the store in it")
+
+
+def _stages_in(folder: Path) -> Iterator[Path]:
+    for kind in kinds.stored():
+        for path in (folder / kind).glob(f"*/{STAGE}"):
+            if is_stage_name(path.parent.name):
+                yield path

@@ -5,33 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from taqdit.errors import ConfigError
-from taqdit.store_tools import (
-    gc as store_gc,
-)
-from taqdit.store_tools import (
-    import_data as store_import,
-)
-from taqdit.store_tools import (
-    look as store_look,
-)
-from taqdit.store_tools import (
-    manifest as store_data,
-)
-from taqdit.store_tools import (
-    repair as store_repair,
-)
+from taqdit.store_tools import gc, import_data, look, manifest, repair
 
 SubVerb = Callable[[Sequence[str]], int]
 
 SUBVERBS: dict[str, SubVerb] = {
-    "ls": store_look.ls,
-    "du": store_look.du,
-    "verify": store_look.verify,
-    "repair": store_repair.repair,
-    "manifest": store_data.manifest,
-    "export": store_data.export,
-    "import": store_import.import_data,
-    "gc": store_gc.gc,
+    "ls": look.ls,
+    "du": look.du,
+    "verify": look.verify,
+    "repair": repair.repair,
+    "manifest": manifest.manifest,
+    "export": manifest.export,
+    "import": import_data.import_data,
+    "gc": gc.gc,
 }
 
 
