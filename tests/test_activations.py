@@ -5,6 +5,7 @@ import subprocess
 import sys
 import weakref
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from taqdit.errors import CorruptError, InputError
 from taqdit.store import Stage
 from taqdit.timestep_selection import rules as timestep_selection
 from taqdit.timestep_selection.selection import Selection
+from taqdit.timestep_selection.steps import TrajectorySteps
 
 STEPS, EXTENT = 6, 5
 LAYOUT = Layout((Site("embed.context_in", 3), Site("mm_00_img.post_gelu", 4)), 5)
@@ -81,10 +83,7 @@ def statistics(stage):
 
 
 def chosen(rule, *, count=EXTENT, **options):
-    def bound(**known):
-        return rule(**known, **options)
-
-    return selections(bound, num_steps=STEPS, sigmas=SIGMAS, num_trajectories=count, seed=0)
+    return selections(partial(rule, **options), TrajectorySteps(SIGMAS), count)
 
 
 # --- shards ---------------------------------------------------------------------------------

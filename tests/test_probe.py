@@ -17,6 +17,7 @@ from taqdit.models.sites import site_paths
 from taqdit.sampler import euler, heun
 from taqdit.store import Stage
 from taqdit.timestep_selection import rules as timestep_selection
+from taqdit.timestep_selection.steps import TrajectorySteps
 from taqdit.tracer import counting
 from taqdit.tracer import probe as probe_module
 from taqdit.tracer.background import Background
@@ -113,9 +114,8 @@ def test_a_view_is_made_of_the_selected_activations(traced, tmp_path, rule):
     for step, found in traced.steps.items():
         name, sigma = activations.file_name(4, step), float(traced.sigmas[step])
         activations.write_step(stage, name, found, extent=4, step=step, sigma=sigma, timestep=0)
-    known = {"num_steps": 3, "sigmas": traced.sigmas, "seed": 0}
     options = {"steps": [0, 2]} if rule is timestep_selection.explicit else {"count": 1}
-    chosen = [rule(trajectory=k, **known, **options) for k in range(4)]
+    chosen = [rule(TrajectorySteps(traced.sigmas, k), **options) for k in range(4)]
     view = Statistics(stage).view(chosen)
     cells = {(k % 3, step) for k, each in enumerate(chosen) for step in each.indices.tolist()}
     assert set(zip(*view.cells.nonzero(), strict=True)) == cells

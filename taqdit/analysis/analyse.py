@@ -56,7 +56,7 @@ def analyse(
     found = known or profile(statistics, steps)
     comparison = compare(
         statistics,
-        options.compare,
+        options.rules,
         count=options.budget,
         budgets=options.budgets,
         weighting=options.weighting,

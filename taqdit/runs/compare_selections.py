@@ -7,17 +7,17 @@ from pathlib import Path
 
 from taqdit.activations.opened import ImportedStatistics
 from taqdit.analysis.compare import DT, Comparison, Traced, compare
-from taqdit.analysis.options import RULES
 from taqdit.errors import InputError
 from taqdit.plots.scores import score_versus_k, score_versus_k_table
 from taqdit.plots.style import save
 from taqdit.store import make_folder
+from taqdit.timestep_selection.catalogue import COMPARED
 from taqdit.timestep_selection.selection import Rule
 
 
 def compare_selections(
     statistics: Traced | ImportedStatistics,
-    rules: Sequence[str] | Mapping[str, Rule] = RULES,
+    rules: Sequence[str] | Mapping[str, Rule] = COMPARED,
     *,
     count: int | None = None,
     budgets: Sequence[int] | None = None,

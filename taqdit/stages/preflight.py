@@ -20,7 +20,8 @@ from taqdit.models.peak_memory import peak_bytes
 from taqdit.quantizer import BITS
 from taqdit.sampler import SELECTED
 from taqdit.stages.plan import Plan
-from taqdit.timestep_selection.selection import Evidence, bound
+from taqdit.timestep_selection.evidence import Evidence
+from taqdit.timestep_selection.steps import TrajectorySteps
 
 FLOAT32 = 4
 FLOAT16 = 2
@@ -119,13 +120,9 @@ def count_latents(plan: Plan) -> int:
 
 def count_points(plan: Plan) -> int:
     """Calibration points of the run; asks the rule for every trajectory, as rules may differ."""
-    chosen = selections(
-        bound(plan.select, Evidence.blank(plan.schedule.num_steps, BITS)),
-        num_steps=plan.schedule.num_steps,
-        sigmas=plan.schedule.sigmas(),
-        num_trajectories=plan.sampler.num_trajectories,
-        seed=plan.sampler.seed,
-    )
+    nothing = Evidence.blank(plan.schedule.num_steps, BITS)
+    first = TrajectorySteps(plan.schedule.sigmas(), seed=plan.sampler.seed, evidence=nothing)
+    chosen = selections(plan.select, first, plan.sampler.num_trajectories)
     return sum(int(selection.counts.sum()) for selection in chosen)
 
 
