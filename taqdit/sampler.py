@@ -62,7 +62,7 @@ class Sampler:
     latents: str = ALL
     latents_dtype: str = AS_COMPUTED
 
-    advance: ClassVar[staticmethod[[Denoise, Array, Array, int], Array]]
+    advance: ClassVar[Callable[..., Array]]  # (denoise, latent, sigmas, step) -> latent
 
     def __post_init__(self) -> None:
         size, scale = self.num_trajectories, self.cfg_scale

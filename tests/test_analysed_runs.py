@@ -33,7 +33,8 @@ from taqdit.plots import options as plots
 from taqdit.report import figures
 from taqdit.runs import display as showing
 from taqdit.runs.api import open_run
-from taqdit.timestep_selection import rules as timestep_selection
+from taqdit.timestep_selection import catalogue
+from taqdit.timestep_selection.steps import TrajectorySteps
 
 STEPS, COUNT, BUDGETS = 6, 3, [2, 3, 6]
 SITES = 13  # of two of the six blocks: the last one ends its text early
@@ -343,9 +344,7 @@ def steps_by(rule, run, weighting, **arguments):
     statistics = run.statistics()
     evidence = profile(statistics, step_weights(statistics.sigmas, weighting)).evidence
     sigmas = np.append(statistics.sigmas, 0.0)
-    chosen = getattr(timestep_selection, rule)(
-        num_steps=STEPS, sigmas=sigmas, trajectory=0, seed=0, evidence=evidence, **arguments
-    )
+    chosen = catalogue.RULES[rule](TrajectorySteps(sigmas, evidence=evidence), **arguments)
     return chosen.indices.tolist()
 
 

@@ -16,6 +16,7 @@ from taqdit.prompts.options import Prompts
 from taqdit.store import Stage, npz, shard
 from taqdit.timestep_selection import rules as timestep_selection
 from taqdit.timestep_selection.rules import Selection
+from taqdit.timestep_selection.steps import TrajectorySteps
 from taqdit.trajectories.shards import KIND, shard_name
 from taqdit.trajectories.trajectory_set import TrajectorySet
 
@@ -66,9 +67,9 @@ def keys(points):
     return [(point.step, point.trajectory) for point in points]
 
 
-def counted(*, num_steps, sigmas, trajectory, seed):
+def counted(trajectory):
     """One step more for each trajectory; the first one twice; weights that say the step."""
-    steps = np.arange(trajectory + 1)
+    steps = np.arange(trajectory.index + 1)
     counts = np.where(steps == 0, 2, 1)
     return Selection(steps, counts, steps / 10)
 
@@ -78,7 +79,7 @@ def test_points_are_ordered_by_place_in_the_selection_then_trajectory():
     rotating = partial(timestep_selection.interleaved, count=2)
     places = [timestep_selection.interleaved] * 5
     chosen = [
-        rule(num_steps=7, sigmas=np.zeros(8), trajectory=i, seed=0, count=2).indices
+        rule(TrajectorySteps(np.zeros(8), index=i), count=2).indices
         for i, rule in enumerate(places)
     ]
     expected = [(int(chosen[i][j]), i) for j in range(2) for i in range(5)]

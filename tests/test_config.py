@@ -1,5 +1,6 @@
 """Configuration: options and functions match, presets check, YAML never selects code."""
 
+import functools
 import importlib
 import inspect
 from itertools import product
@@ -35,35 +36,46 @@ PRESETS = sorted(
 )
 
 
-def option_functions():
+def public_options():
     for name in config.OPTION_MODULES:
         module = importlib.import_module(name)
         for public in module.__all__:
             yield name, public
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_file_binds_to_its_function(group, option):
-    node = OmegaConf.load(CONF / group / f"{option}.yaml")
-    assert node._target_.rpartition(".")[2] == option
-    target = config.resolve(node._target_)
-    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
-    inspect.signature(target).bind_partial(**arguments)
-
-
-def test_every_public_option_function_has_its_file():
-    targets = {OmegaConf.load(CONF / g / f"{o}.yaml")._target_ for g, o in OPTIONS}
-    helpers = {f"{module}.{name}" for module, name in option_functions()} - targets
-    assert not helpers
+@functools.cache
+def option_node(group, option):
+    """What an option's file, and those it inherits from, say."""
+    return config.compose_config([f"{group}={option}"])[group]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_an_option_file_spells_out_every_argument(group, option):
-    node = OmegaConf.load(CONF / group / f"{option}.yaml")
-    parameters = inspect.signature(config.resolve(node._target_)).parameters
-    per_trajectory = {"num_steps", "sigmas", "trajectory", "seed", "evidence"}
-    handed_in = per_trajectory & set(parameters) if "_partial_" in node else set()
-    assert {key for key in node if not key.startswith("_")} == set(parameters) - handed_in
+def test_every_option_file_names_its_option(group, option):
+    assert option_node(group, option)._target_.rpartition(".")[2] == option
+    config.resolve(option_node(group, option)._target_)
+
+
+def test_every_public_option_has_its_file():
+    targets = {option_node(group, option)._target_ for group, option in OPTIONS}
+    assert {f"{module}.{name}" for module, name in public_options()} == targets
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_an_option_file_spells_out_every_argument_with_its_default(group, option):
+    node = option_node(group, option)
+    parameters = dict(inspect.signature(config.resolve(node._target_)).parameters)
+    if "_partial_" in node:
+        assert next(iter(parameters)) == "trajectory"
+        del parameters["trajectory"]
+    said = {key: value for key, value in node.items() if not key.startswith("_")}
+    assert said == {
+        name: said[name] if each.default is each.empty else plain_default(each.default)
+        for name, each in parameters.items()
+    }
+
+
+def plain_default(value):
+    return list(value) if isinstance(value, tuple) else value
 
 
 @pytest.mark.parametrize("option", OPTIONS + PRESETS)

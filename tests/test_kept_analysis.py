@@ -255,7 +255,7 @@ def test_another_machine_and_other_code_make_another_entry(first, tmp_path, othe
 
 
 def test_choices_are_added_up(first, tmp_path, idle, monkeypatch):
-    from taqdit.timestep_selection import rules as timestep_selection
+    from taqdit.timestep_selection import data_driven
 
     _, folder = first
     shutil.copytree(folder / "store", tmp_path / "store")
@@ -266,7 +266,7 @@ def test_choices_are_added_up(first, tmp_path, idle, monkeypatch):
     expected = {("coverage_optimal", k) for k in (2, 3, 4)}
     assert keys == expected | {("regret_optimal", k, 8) for k in (2, 3, 4)}
     for name in ("least_regret", "medoids"):
-        monkeypatch.setattr(timestep_selection, name, None)
+        monkeypatch.setattr(data_driven, name, None)
     launched(tmp_path, "analysis.budgets=[2,3,4]")
     assert not idle
 
@@ -276,12 +276,12 @@ def test_beside_the_rule_of_a_plugin_no_choice_is_kept(tmp_path, monkeypatch):
     plugin = tmp_path / "plugins"
     plugin.mkdir()
     (plugin / "kept_rules.py").write_text(
-        "from taqdit.timestep_selection import Selection\n"
+        "from taqdit.timestep_selection import Selection, from_evidence\n"
         "__all__ = ['late']\n"
-        "def late(*, num_steps, sigmas, trajectory, seed, evidence=None, count=None):\n"
-        "    steps = [num_steps - 1]\n"
-        "    if evidence is not None:\n"
-        "        steps = evidence.once(('regret_optimal', 2, 8), lambda: steps)\n"
+        "@from_evidence\n"
+        "def late(trajectory, *, count=None):\n"
+        "    steps = [trajectory.num_steps - 1]\n"
+        "    steps = trajectory.known('late').once(('regret_optimal', 2, 8), lambda: steps)\n"
         "    return Selection.of(steps)\n"
     )
     monkeypatch.syspath_prepend(str(plugin))

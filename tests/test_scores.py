@@ -12,13 +12,14 @@ from scipy.stats import t as student
 from taqdit.activations import BinCounts, Histogram
 from taqdit.analysis.distribution import Distribution
 from taqdit.analysis.estimates import DRAWS, half_width, resamples
-from taqdit.analysis.options import RULES
 from taqdit.analysis.profile import profile
 from taqdit.analysis.scores import Candidate, Judge, Losses
 from taqdit.analysis.selections import compare_rules, default_budget, default_budgets, step_weights
 from taqdit.errors import ConfigError
 from taqdit.quantizer import BITS
 from taqdit.timestep_selection import rules
+from taqdit.timestep_selection.catalogue import COMPARED
+from taqdit.timestep_selection.steps import TrajectorySteps
 
 N = 30
 PAIR = ("paper_uniform", "dense_middle")
@@ -26,9 +27,7 @@ PAIR = ("paper_uniform", "dense_middle")
 
 def steps_of(rule, num_steps=N, **options):
     sigmas = np.linspace(1, 0, num_steps + 1)
-    chosen = getattr(rules, rule)(
-        num_steps=num_steps, sigmas=sigmas, trajectory=0, seed=0, **options
-    )
+    chosen = getattr(rules, rule)(TrajectorySteps(sigmas), **options)
     return set(chosen.indices.tolist())
 
 
@@ -169,7 +168,7 @@ def test_interleaved_is_scored_on_the_cells_that_it_selects():
 
 def interleaved(trajectory):
     sigmas = np.linspace(1, 0, N + 1)
-    made = rules.interleaved(num_steps=N, sigmas=sigmas, trajectory=trajectory, seed=0, count=12)
+    made = rules.interleaved(TrajectorySteps(sigmas, trajectory), count=12)
     return set(made.indices.tolist())
 
 
@@ -206,7 +205,7 @@ def test_every_rule_with_a_budget_gets_the_same():
     others = {name: count for name, count in scores.items() if count != 12}
     assert others == {"paper_stride": 15}  # as published: more than it is asked for
     assert "paper_stride" not in [found.scores.rules[place] for place in found.ranking]
-    assert len(found.ranking) == len(RULES) - 1
+    assert len(found.ranking) == len(COMPARED) - 1
     assert default_budget(50) == 17
     asked = compare_rules(statistics, ["midpoint", "dense_middle"], count=4, budgets=[4])
     assert asked.scores.counts.tolist() == [4, 12]

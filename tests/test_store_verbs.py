@@ -556,7 +556,7 @@ def test_a_flipped_bit_is_found_in_every_file(traced, call):
     """In a store with every kind of stage: the file is named, with its bytes."""
     rng = np.random.default_rng(5)
     files = [path for path in (traced / "store").rglob("*") if path.is_file()]
-    assert {path.parent.parent.name for path in files} == set(KINDS)
+    assert {path.parent.parent.name for path in files} == set(stored())
     for path in files:
         whole = path.read_bytes()
         flip(path, int(rng.integers(8 * len(whole))))
@@ -1024,7 +1024,8 @@ def test_a_run_that_goes_on_without_the_stage_json_makes_what_is_damaged(sampled
 def test_every_kind_of_stage_goes_on_without_its_stage_json(traced, call):
     """Where no backend changes the data, or the folder's name knows it, always and without a
     trace; elsewhere if one may change it."""
-    always, asked = (KINDS[4:], KINDS[:4])
+    kinds_stored = tuple(stored())
+    always, asked = kinds_stored[4:], kinds_stored[:4]
     before = without_aside(traced / "store")
     for kinds_lost, more in ((always, ()), (asked, ("allow_backend_change=true",))):
         lost = [path for kind in kinds_lost for path in (traced / "store" / kind).glob("*/*.json")]

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from objectives import medoid_cost, static_error
 
 from taqdit.timestep_selection import search as subset
 from taqdit.timestep_selection.search import (
     density_quantiles,
     drift_density,
     least_regret,
-    medoid_cost,
     medoids,
-    static_error,
 )
 
 

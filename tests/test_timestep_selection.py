@@ -1,7 +1,7 @@
 """Selection rules against published figures, closed formulas and their own promises."""
 
+import dataclasses
 import functools
-import inspect
 import math
 import warnings
 
@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from objectives import medoid_cost, static_error
 
+from taqdit import timestep_selection
 from taqdit.errors import ConfigError
-from taqdit.timestep_selection import rules
-from taqdit.timestep_selection.arguments import default_count
-from taqdit.timestep_selection.search import medoid_cost, static_error
-from taqdit.timestep_selection.selection import Evidence, Selection, cells, needs_evidence
+from taqdit.timestep_selection import data_driven, rules
+from taqdit.timestep_selection.catalogue import COMPARABLE, COMPARED, RULES
+from taqdit.timestep_selection.evidence import Evidence, from_evidence, needs_evidence
+from taqdit.timestep_selection.selection import Selection, cells, refuse_other_forms
+from taqdit.timestep_selection.steps import TrajectorySteps, default_count
 
 DRIVEN = ("coverage_optimal", "regret_optimal", "drift_weighted")  # by evidence
 FIXED = (
@@ -46,14 +49,8 @@ def grid(num_steps: int) -> np.ndarray:
 def select(name: str, num_steps: int, trajectory: int = 0, seed: int = 0, **options) -> Selection:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return getattr(rules, name)(
-            num_steps=num_steps,
-            sigmas=grid(num_steps),
-            trajectory=trajectory,
-            seed=seed,
-            **({"evidence": evidence(num_steps)} if name in DRIVEN else {}),
-            **options,
-        )
+        known = evidence(num_steps) if name in DRIVEN else None
+        return RULES[name](TrajectorySteps(grid(num_steps), trajectory, seed, known), **options)
 
 
 @functools.cache
@@ -78,8 +75,32 @@ def steps(name: str, num_steps: int, **options) -> list[int]:
 
 
 def test_every_public_rule_is_tested_here():
-    public = {n for n in rules.__all__ if inspect.isfunction(getattr(rules, n))}
-    assert public == {*BUDGET, *OTHERS}
+    assert set(RULES) == set(timestep_selection.__all__) == {*BUDGET, *OTHERS}
+
+
+def test_what_is_compared_where_nobody_says_what():
+    """In this order: figures and tables list the rules so."""
+    assert (
+        *("paper_uniform", "paper_stride", "midpoint", "dense_middle", "interleaved"),
+        *("stratified_random", "sigma_uniform", "normal"),
+        *("drift_weighted", "coverage_optimal", "regret_optimal"),
+    ) == COMPARED
+    assert set(COMPARABLE) - set(COMPARED) == {"all", "random_per_trajectory"}
+    assert set(RULES) - set(COMPARABLE) == {"explicit", "every_nth"}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda *, num_steps, sigmas, trajectory, seed, count=None: Selection.of([0]),
+        lambda: Selection.of([0]),
+        rules.explicit,
+    ],
+)
+def test_a_rule_that_cannot_be_called_with_the_steps_is_refused(rule):
+    with pytest.raises(ConfigError, match=r"^_target_: the rule .* trajectory is a TrajectorySt"):
+        refuse_other_forms(rule)
+    refuse_other_forms(functools.partial(rules.explicit, steps=[0]))
 
 
 @pytest.mark.parametrize(
@@ -196,11 +217,8 @@ def test_budget_rules_give_exactly_count_steps(name, data):
 
 @pytest.mark.parametrize("name", [*BUDGET, "paper_stride"])
 def test_all_steps_when_the_budget_is_all_of_them(name):
-    rule = getattr(rules, name)
-    if name in DRIVEN:
-        rule = functools.partial(rule, evidence=evidence(7))
     for trajectory in range(3):
-        chosen = rule(num_steps=7, sigmas=grid(7), trajectory=trajectory, seed=1, count=7)
+        chosen = RULES[name](TrajectorySteps(grid(7), trajectory, 1, evidence(7)), count=7)
         assert chosen.indices.tolist() == list(range(7))
 
 
@@ -322,25 +340,16 @@ def test_parameters_out_of_range(name, options, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [*BUDGET, *OTHERS])
-@pytest.mark.parametrize("num_steps", [0, -1, True])
-def test_no_steps_to_select_from(name, num_steps):
-    with pytest.raises(ConfigError, match="num_steps="):
-        getattr(rules, name)(
-            num_steps=num_steps,
-            sigmas=np.zeros(1),
-            trajectory=0,
-            seed=0,
-            **OTHERS.get(name, {}),
-        )
+@pytest.mark.parametrize(("size", "num_steps"), [(1, 0), (0, -1)])
+def test_no_steps_to_select_from(size, num_steps):
+    with pytest.raises(ConfigError, match=f"num_steps={num_steps} must be an integer >= 1"):
+        TrajectorySteps(np.zeros(size))
 
 
-def test_sigma_uniform_wants_the_grid_with_its_final_zero():
-    rule = functools.partial(rules.sigma_uniform, num_steps=20, trajectory=0, seed=0, count=5)
-    with pytest.raises(ConfigError, match="must be"):
-        rule(sigmas=grid(20)[:-1])
-    with pytest.raises(ConfigError, match="finite"):
-        rule(sigmas=np.full(21, np.nan))
+@pytest.mark.parametrize("sigmas", [np.full(21, np.nan), np.zeros((3, 7))])
+def test_the_grid_is_a_row_of_finite_numbers(sigmas):
+    with pytest.raises(ConfigError, match=r"sigmas of shape .* must be \(num_steps \+ 1,\)"):
+        TrajectorySteps(sigmas)
 
 
 _WIDE_AND_EVEN = (("normal", {"sd": 10.0}), ("midpoint", {}))
@@ -384,13 +393,12 @@ def test_a_selection_is_read_only():
 
 @pytest.mark.parametrize("name", DRIVEN)
 def test_driven_rules_refuse_to_choose_without_evidence(name):
-    rule = functools.partial(getattr(rules, name), sigmas=grid(20), trajectory=0, seed=0)
     with pytest.raises(ConfigError, match=rf"^_target_: {name} needs traced statistics; .*tracer"):
-        rule(num_steps=20)
+        RULES[name](TrajectorySteps(grid(20)))
     with pytest.raises(ConfigError, match="evidence of 19 steps must be of num_steps=20"):
-        rule(num_steps=20, evidence=evidence(19))
-    blank = Evidence.blank(20, widths=(8,))
-    assert len(rule(num_steps=20, evidence=blank, count=6).indices) == 6
+        TrajectorySteps(grid(20), evidence=evidence(19))
+    blank = TrajectorySteps(grid(20), evidence=Evidence.blank(20, widths=(8,)))
+    assert len(RULES[name](blank, count=6).indices) == 6
 
 
 @pytest.mark.parametrize("name", DRIVEN)
@@ -431,17 +439,16 @@ def test_drift_weighted_goes_where_the_steps_differ():
     jump = np.where(np.arange(30) < 8, 0.0, 1.0)
     weights = np.full(30, 1 / 30)
     steady, sudden = (
-        Evidence(each, weights, {}) for each in (even, np.abs(np.subtract.outer(jump, jump)))
+        TrajectorySteps(grid(30), evidence=Evidence(each, weights, {}))
+        for each in (even, np.abs(np.subtract.outer(jump, jump)))
     )
-    rule = functools.partial(
-        rules.drift_weighted, num_steps=30, sigmas=grid(30), trajectory=0, seed=0, count=6
-    )
-    assert {7, 8} < set(rule(evidence=sudden).indices.tolist())  # either side of the only change
+    rule = functools.partial(data_driven.drift_weighted, count=6)
+    assert {7, 8} < set(rule(sudden).indices.tolist())  # either side of the only change
     by_sigma = steps("sigma_uniform", 30, count=6)
-    assert np.abs(rule(evidence=steady).indices - by_sigma).max() <= 1
-    assert np.abs(rule(evidence=sudden, gamma=0.0).indices - by_sigma).max() <= 1
+    assert np.abs(rule(steady).indices - by_sigma).max() <= 1
+    assert np.abs(rule(sudden, gamma=0.0).indices - by_sigma).max() <= 1
     with pytest.raises(ConfigError, match="sigmas must strictly decrease"):
-        rule(evidence=steady, sigmas=np.ones(31))
+        rule(dataclasses.replace(steady, sigmas=np.ones(31)))
 
 
 def test_a_choice_is_made_once_per_evidence_and_arguments(monkeypatch):
@@ -451,35 +458,29 @@ def test_a_choice_is_made_once_per_evidence_and_arguments(monkeypatch):
         made.append(count)
         return list(range(count))
 
-    monkeypatch.setattr(rules, "medoids", counted)
+    monkeypatch.setattr(data_driven, "medoids", counted)
     for known in (Evidence.blank(10, widths=(8,)), Evidence.blank(10, widths=(8,))):
         for trajectory in range(4):
             for count in (2, 3):
-                rules.coverage_optimal(
-                    num_steps=10,
-                    sigmas=grid(10),
-                    trajectory=trajectory,
-                    seed=0,
-                    evidence=known,
-                    count=count,
-                )
+                steps = TrajectorySteps(grid(10), trajectory, evidence=known)
+                data_driven.coverage_optimal(steps, count=count)
     assert made == [2, 3, 2, 3]
 
 
 def test_widths_do_not_share_a_choice():
     known = Evidence(evidence(20).distances, evidence(20).weights, evidence(20).errors)
     for bits in (8, 4):
-        rule = functools.partial(rules.regret_optimal, bits=bits, evidence=known, count=2)
-        chosen = rule(num_steps=20, sigmas=grid(20), trajectory=0, seed=0).indices.tolist()
+        shown = TrajectorySteps(grid(20), evidence=known)
+        chosen = data_driven.regret_optimal(shown, bits=bits, count=2).indices.tolist()
         assert chosen == steps("regret_optimal", 20, count=2, bits=bits)
 
 
 def test_which_rules_need_evidence():
-    public = {name for name in rules.__all__ if inspect.isfunction(getattr(rules, name))}
-    assert {name for name in public if needs_evidence(getattr(rules, name))} == set(DRIVEN)
-    assert needs_evidence(functools.partial(rules.regret_optimal, count=3, bits=4))
+    assert {name for name, rule in RULES.items() if needs_evidence(rule)} == set(DRIVEN)
+    assert needs_evidence(functools.partial(data_driven.regret_optimal, count=3, bits=4))
     assert not needs_evidence(functools.partial(rules.every_nth, stride=2))
-    assert not needs_evidence(lambda *, num_steps, sigmas, trajectory, seed, **evidence: None)
+    assert not needs_evidence(lambda trajectory, *, evidence=None: None)
+    assert needs_evidence(from_evidence(lambda trajectory: None))
 
 
 def _changed(array, place, value):

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from taqdit.analysis.options import full
 from taqdit.analysis.scores import Losses, Scores
 from taqdit.analysis.tables import SCORES, SITES, as_json, score_rows, site_rows
 from taqdit.analysis.verdict import difference, verdict
-from taqdit.timestep_selection.rules import coverage_optimal, paper_uniform
+from taqdit.timestep_selection.data_driven import coverage_optimal
+from taqdit.timestep_selection.rules import paper_uniform
 
 RULES = ("midpoint", "paper_uniform", "dense_middle")
 
@@ -32,7 +34,7 @@ def analysis():
         statistics,
         overview(statistics),
         full(compare=RULES, budget=4),
-        own=("paper_uniform", lambda **given: paper_uniform(**{"count": 3, **given})),
+        own=("paper_uniform", partial(paper_uniform, count=3)),
         seed=0,
         readers={"mm_00_img.fc1": "mm_00_img.fc1_in", "mm_01_img.fc1": "mm_01_img.fc1_in"},
         entries={},

@@ -57,7 +57,7 @@ def analyse(
     found = known or profile(statistics, steps)
     comparison = compare_rules(
         statistics,
-        options.compare,
+        options.rules,
         count=options.budget,
         budgets=options.budgets,
         weighting=options.weighting,

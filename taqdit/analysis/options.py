@@ -8,53 +8,41 @@ Importing this package is light.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 from taqdit.errors import require
-from taqdit.timestep_selection import rules as timestep_selection
+from taqdit.timestep_selection.catalogue import COMPARABLE, COMPARED
 
 __all__ = ["AnalysisOptions", "full", "none"]
 
-RULES = (
-    "paper_uniform",
-    "paper_stride",
-    "midpoint",
-    "dense_middle",
-    "interleaved",
-    "stratified_random",
-    "sigma_uniform",
-    "normal",
-    "drift_weighted",
-    "coverage_optimal",
-    "regret_optimal",
-)
-_ARGUMENTS = {"explicit", "every_nth"}  # rules that need an argument of their own
-_KNOWN = set(timestep_selection.__all__) - {"Rule", "Selection"} - _ARGUMENTS
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AnalysisOptions:
     """What a run's analysis covers.
 
     `rule`: how bit widths are chosen, and `target` (dB) the SQNR they have to reach; `group_size`:
     input weights that share a scale (None: all of an output channel). `weighting` of the steps;
-    `compare`: names of selection rules, compared at `budget` points per trajectory (None: that of
+    `compare`: names of selection rules (None: every rule that needs no argument of its own, but
+    `all` and `random_per_trajectory`), compared at `budget` points per trajectory (None: that of
     `dense_middle`) and over several `budgets` (None: a ladder up to the number of steps). `phases`:
-    from the data, or the fixed ones. `enabled`: False for no analysis.
+    from the data, or the fixed ones. Raises ConfigError for values out of range.
     """
 
     rule: str = "sqnr"
     target: float = 20.0
     group_size: int | None = None
     weighting: str = "dt"
-    compare: tuple[str, ...] = RULES
+    compare: Sequence[str] | None = None
     budget: int | None = None
-    budgets: tuple[int, ...] | None = None
+    budgets: Sequence[int] | None = None
     phases: str = "data"
-    enabled: bool = True
+
+    enabled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.compare) - _KNOWN)
+        object.__setattr__(self, "target", float(self.target))
+        unknown = sorted(set(self.rules) - set(COMPARABLE))
         require(
             (self.rule in ("sqnr", "seed"), f"rule={self.rule} must be one of sqnr, seed"),
             (0 < self.target <= 100, f"target={self.target} must lie in (0, 100] dB"),
@@ -65,12 +53,20 @@ class AnalysisOptions:
             (self.weighting in ("dt", "equal"), f"weighting={self.weighting} must be dt or equal"),
             (self.phases in ("data", "seed"), f"phases={self.phases} must be data or seed"),
             (
-                len(self.compare) > 0 and not unknown,
+                len(self.rules) > 0 and not unknown,
                 f"compare: {', '.join(unknown) or '[]'}; name rules out of"
-                f" {', '.join(sorted(_KNOWN))}",
+                f" {', '.join(sorted(COMPARABLE))}",
             ),
-            (self.budgets != (), "budgets=[] must hold a budget; null takes a ladder of them"),
+            (
+                self.budgets is None or len(self.budgets) > 0,
+                "budgets=[] must hold a budget; null takes a ladder of them",
+            ),
         )
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The names of the rules that are compared."""
+        return COMPARED if self.compare is None else tuple(self.compare)
 
     def problems(self, num_steps: int) -> list[str]:
         """One text per budget that is not in [1, num_steps]."""
@@ -82,44 +78,11 @@ class AnalysisOptions:
         ]
 
 
-def full(
-    *,
-    rule: str = "sqnr",
-    target: float = 20.0,
-    group_size: int | None = None,
-    weighting: str = "dt",
-    compare: Sequence[str] = RULES,
-    budget: int | None = None,
-    budgets: Sequence[int] | None = None,
-    phases: str = "data",
-) -> AnalysisOptions:
+class full(AnalysisOptions):
     """Everything: selections, drift, outliers, bit widths."""
-    ladder = None if budgets is None else tuple(budgets)
-    return AnalysisOptions(
-        rule, float(target), group_size, weighting, tuple(compare), budget, ladder, phases
-    )
 
 
-def none(
-    *,
-    rule: str = "sqnr",
-    target: float = 20.0,
-    group_size: int | None = None,
-    weighting: str = "dt",
-    compare: Sequence[str] = RULES,
-    budget: int | None = None,
-    budgets: Sequence[int] | None = None,
-    phases: str = "data",
-) -> AnalysisOptions:
+class none(AnalysisOptions):
     """No analysis; the keys of `full` are taken, so that one command line works with both."""
-    kept = full(
-        rule=rule,
-        target=target,
-        group_size=group_size,
-        weighting=weighting,
-        compare=compare,
-        budget=budget,
-        budgets=budgets,
-        phases=phases,
-    )
-    return replace(kept, enabled=False)
+
+    enabled = False

@@ -17,7 +17,7 @@ from taqdit.analysis.bits import ActivationNoise
 from taqdit.analysis.profile import Profile
 from taqdit.analysis.static import StaticErrors
 from taqdit.quantizer import BITS
-from taqdit.timestep_selection.selection import Evidence
+from taqdit.timestep_selection.evidence import Evidence
 
 _PER_WIDTH = ("sqnr", "low", "high", "below", "above")  # of ActivationNoise
 _ENDS = ("minimum", "maximum")

@@ -13,7 +13,7 @@ from taqdit.analysis.distribution import Distribution
 from taqdit.analysis.drift import step_distances
 from taqdit.analysis.static import StaticErrors
 from taqdit.quantizer import BITS, decibel
-from taqdit.timestep_selection.selection import Evidence
+from taqdit.timestep_selection.evidence import Evidence
 
 QUANTILES = 65
 LEVELS = (np.arange(QUANTILES) + 0.5) / QUANTILES

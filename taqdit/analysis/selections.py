@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from taqdit.activations.stored import Statistics
-from taqdit.analysis.options import RULES
 from taqdit.analysis.profile import Profile, profile
 from taqdit.analysis.scores import Candidate, Judge, Losses, Scores
 from taqdit.errors import require
 from taqdit.quantizer import BITS
-from taqdit.timestep_selection import rules as timestep_selection
-from taqdit.timestep_selection.selection import Rule, Selection, bound, cells, needs_evidence
+from taqdit.timestep_selection.catalogue import COMPARED, RULES
+from taqdit.timestep_selection.evidence import needs_evidence
+from taqdit.timestep_selection.rules import dense_middle
+from taqdit.timestep_selection.selection import Rule, Selection, cells
+from taqdit.timestep_selection.steps import TrajectorySteps
 
 LADDER = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 DT, EQUAL = "dt", "equal"
@@ -79,8 +81,7 @@ def step_weights(sigmas: np.ndarray, weighting: str = DT) -> np.ndarray:
 
 def default_budget(num_steps: int) -> int:
     """The number of steps that `dense_middle` selects: 17 of 50."""
-    rule = timestep_selection.dense_middle
-    return len(_select(rule, np.linspace(1, 0, num_steps + 1)).indices)
+    return len(dense_middle(TrajectorySteps(np.linspace(1, 0, num_steps + 1))).indices)
 
 
 def default_budgets(num_steps: int, count: int) -> tuple[int, ...]:
@@ -88,14 +89,9 @@ def default_budgets(num_steps: int, count: int) -> tuple[int, ...]:
     return tuple(sorted({*(k for k in LADDER if k < num_steps), count, num_steps}))
 
 
-def named_rules(names: Iterable[str]) -> dict[str, Rule]:
-    """Rules of the group `timestep_selection` by name."""
-    return {name: getattr(timestep_selection, name) for name in names}
-
-
 def compare_rules(
     statistics: Statistics,
-    rules: Sequence[str] | Mapping[str, Rule] = RULES,
+    rules: Sequence[str] | Mapping[str, Rule] = COMPARED,
     *,
     count: int | None = None,
     budgets: Sequence[int] | None = None,
@@ -123,45 +119,36 @@ def compare_rules(
         ),
     )
     weights = step_weights(statistics.sigmas, weighting)
-    named = dict(rules) if isinstance(rules, Mapping) else named_rules(rules)
+    named = dict(rules) if isinstance(rules, Mapping) else {name: RULES[name] for name in rules}
     found = known or profile(statistics, weights)
-    named = {name: bound(rule, found.evidence) for name, rule in named.items()}
-    own = own and (own[0], bound(own[1], found.evidence))
-    candidates = [_candidate(statistics, name, rule, seed, budget) for name, rule in named.items()]
-    place = None
-    if own:
-        place = _place(candidates, _candidate(statistics, *own, seed))
-    others = [
-        candidate
-        for name, rule in named.items()
-        for candidate in _ladder(statistics, name, rule, seed, ladder)
+    sigmas = np.append(statistics.sigmas, 0.0)
+    traced = [
+        TrajectorySteps(sigmas, index, seed, found.evidence) for index in range(statistics.extent)
     ]
+    folds = statistics.layout.folds
+    candidates = [_candidate(traced, folds, *rule, budget) for rule in named.items()]
+    place = _place(candidates, _candidate(traced, folds, *own)) if own else None
+    others = [each for rule in named.items() for each in _ladder(traced, folds, *rule, ladder)]
     scores, losses = Judge(statistics, weights, found.static).scores(candidates, others, own=place)
     curves = tuple(_curves(others, losses))
     return SelectionComparison(budget, n, weighting, len(named), scores, curves)
 
 
 def _candidate(
-    statistics: Statistics, name: str, rule: Any, seed: int, count: int | None = None
+    traced: Sequence[TrajectorySteps], folds: int, name: str, rule: Any, count: int | None = None
 ) -> Candidate:
     """What a rule selects of every traced trajectory, at a budget (None: the rule's own)."""
     if count is not None:
         rule = functools.partial(rule, count=count)
-    sigmas = np.append(statistics.sigmas, 0.0)
-    chosen = [
-        _select(rule, sigmas, trajectory=trajectory, seed=seed)
-        for trajectory in range(statistics.extent)
-    ]
+    chosen = [rule(trajectory) for trajectory in traced]
     points = float(np.mean([selection.counts.sum() for selection in chosen]))
-    folds = statistics.layout.folds
-    found = cells(chosen, folds=folds, num_steps=statistics.num_steps)
     return Candidate(
-        name, found, points, fitted=needs_evidence(rule), exact=_is_exact(chosen, folds)
+        name,
+        cells(chosen, folds=folds, num_steps=traced[0].num_steps),
+        points,
+        fitted=needs_evidence(rule),
+        exact=_is_exact(chosen, folds),
     )
-
-
-def _select(rule: Rule, sigmas: np.ndarray, trajectory: int = 0, seed: int = 0) -> Selection:
-    return rule(num_steps=len(sigmas) - 1, sigmas=sigmas, trajectory=trajectory, seed=seed)
 
 
 def _is_exact(chosen: Sequence[Selection], folds: int) -> bool:
@@ -184,11 +171,11 @@ def _place(candidates: list[Candidate], own: Candidate) -> int:
 
 
 def _ladder(
-    statistics: Statistics, name: str, rule: Rule, seed: int, budgets: Sequence[int]
+    traced: Sequence[TrajectorySteps], folds: int, name: str, rule: Rule, budgets: Sequence[int]
 ) -> list[Candidate]:
     """A rule's selections at several budgets, each number of points once."""
-    found = [_candidate(statistics, name, rule, seed, count) for count in budgets]
-    return list({candidate.points: candidate for candidate in found}.values())
+    candidates = [_candidate(traced, folds, name, rule, count) for count in budgets]
+    return list({candidate.points: candidate for candidate in candidates}.values())
 
 
 def _curves(candidates: Sequence[Candidate], losses: Losses) -> Iterable[Curve]:

@@ -25,7 +25,9 @@ from taqdit.calibration.points import (
 from taqdit.errors import ConfigError, InputError, NumericError
 from taqdit.prompts.options import MAX_CHARACTERS, MAX_LINES, refuse_characters
 from taqdit.store import npz
+from taqdit.timestep_selection.evidence import Evidence
 from taqdit.timestep_selection.selection import Rule
+from taqdit.timestep_selection.steps import TrajectorySteps
 
 __all__ = [
     "Batch",
@@ -59,7 +61,8 @@ class CalibrationSet:
     """Calibration points as a lazy sequence; memory stays at about one trajectory.
 
     A step with a count above one gives that many equal points. `prompts` are the texts that
-    the points use, `counts` (num_steps,) the points of each step.
+    the points use, `counts` (num_steps,) the points of each step. `evidence`: what a data-driven
+    rule selects by.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class CalibrationSet:
         cfg_scale: float,
         seed: int,
         conditioning: Row,
+        evidence: Evidence | None = None,
     ) -> None:
         self._trajectories = trajectories
         self.num_steps = trajectories.num_steps
@@ -77,13 +81,8 @@ class CalibrationSet:
         self.timesteps = trajectories.timesteps[: self.num_steps]
         self.cfg_scale, self.seed, self.conditioning = float(cfg_scale), seed, conditioning
         self.prompts = trajectories.prompts.texts[: len(trajectories)]
-        chosen = selections(
-            rule,
-            num_steps=self.num_steps,
-            sigmas=trajectories.sigmas,
-            num_trajectories=len(trajectories),
-            seed=seed,
-        )
+        first = TrajectorySteps(trajectories.sigmas, seed=seed, evidence=evidence)
+        chosen = selections(rule, first, len(trajectories))
         self._table = step_major(chosen, len(self.prompts))
 
     def __len__(self) -> int:

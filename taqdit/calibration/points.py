@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from taqdit.errors import ConfigError
 from taqdit.prompts.options import Prompts
 from taqdit.timestep_selection.selection import Rule, Selection
+from taqdit.timestep_selection.steps import TrajectorySteps
 
 
 class Trajectories(Protocol):
@@ -70,25 +71,19 @@ class Table(NamedTuple):
     loss_weight: np.ndarray
 
 
-def selections(
-    rule: Rule, *, num_steps: int, sigmas: np.ndarray, num_trajectories: int, seed: int
-) -> list[Selection]:
-    """What `rule` selects of each trajectory. Raises as `selected`."""
-    return [
-        selected(rule, num_steps=num_steps, sigmas=sigmas, trajectory=trajectory, seed=seed)
-        for trajectory in range(num_trajectories)
-    ]
+def selections(rule: Rule, first: TrajectorySteps, num_trajectories: int) -> list[Selection]:
+    """What `rule` selects of each of the trajectories from `first` on. Raises as `selected`."""
+    indices = range(first.index, first.index + num_trajectories)
+    return [selected(rule, replace(first, index=index)) for index in indices]
 
 
-def selected(
-    rule: Rule, *, num_steps: int, sigmas: np.ndarray, trajectory: int, seed: int
-) -> Selection:
+def selected(rule: Rule, trajectory: TrajectorySteps) -> Selection:
     """What `rule` selects of one trajectory. Raises ConfigError for a step that is not there."""
-    selection = rule(num_steps=num_steps, sigmas=sigmas, trajectory=trajectory, seed=seed)
+    selection, num_steps = rule(trajectory), trajectory.num_steps
     if selection.indices[0] < 0 or selection.indices[-1] >= num_steps:
         raise ConfigError(
             f"timestep_selection gives steps {selection.indices.tolist()} for trajectory"
-            f" {trajectory}; they must lie in [0, {num_steps - 1}]"
+            f" {trajectory.index}; they must lie in [0, {num_steps - 1}]"
         )
     return selection
 

@@ -63,7 +63,7 @@ def contents_of(plan: Plan) -> Contents:
     analysed = traced and plan.analysis.enabled and "analysis" in plan.stages
     return Contents(
         sites=tuple(each.site.name for each in plan.traced) if traced else (),
-        rules=tuple(plan.analysis.compare) if analysed else (),
+        rules=tuple(plan.analysis.rules) if analysed else (),
         figures=tuple(_figures(plan)) if "figures" in plan.stages else (),
     )
 

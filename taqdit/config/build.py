@@ -82,8 +82,8 @@ def build(node: Mapping[str, Any]) -> Any:
 def _split(node: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     arguments = plain(node)
     target = resolve(str(arguments.pop("_target_", None)))
-    arguments.pop("_partial_", None)
-    problems = list(_signature_problems(target, arguments))
+    partial = bool(arguments.pop("_partial_", False))
+    problems = list(_signature_problems(target, arguments, partial=partial))
     if problems:
         raise ConfigError(*problems)
     return target, arguments
@@ -96,12 +96,17 @@ def plain(node: Mapping[str, Any]) -> dict[str, Any]:
     return dict(node)
 
 
-def _signature_problems(target: Any, arguments: Mapping[str, Any]) -> Iterator[str]:
-    signature, hints = inspect.signature(target), get_type_hints(target)
+def _signature_problems(
+    target: Any, arguments: Mapping[str, Any], *, partial: bool
+) -> Iterator[str]:
+    """`partial`: arguments that are no keywords are given when the option is called."""
+    parameters, hints = dict(inspect.signature(target).parameters), get_type_hints(target)
+    if partial:
+        parameters = {k: each for k, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
     for name, value in arguments.items():
         shown = f"{name}={mask_secrets({name: value})[name]!r}"
-        if name not in signature.parameters:
-            known = ", ".join(signature.parameters)
+        if name not in parameters:
+            known = ", ".join(parameters) or "no argument"
             yield f"{shown} is not an argument of {target.__name__}; it takes {known}"
         elif name in hints and not fits(value, hints[name]):
             yield f"{shown} must be {describe_type(hints[name])}"

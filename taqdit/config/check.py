@@ -15,8 +15,8 @@ from taqdit.analysis.options import AnalysisOptions
 from taqdit.config.build import build, plain
 from taqdit.config.schema import RunConfig
 from taqdit.errors import ConfigError, InputError, TaqditError
-from taqdit.models.options import ModelSpec
 from taqdit.models.sites import site_paths
+from taqdit.models.spec import ModelSpec
 from taqdit.plots.options import PlotOptions
 from taqdit.prompts.options import Prompts
 from taqdit.quantizer import BITS
@@ -24,7 +24,9 @@ from taqdit.sampler import FINAL, SELECTED, Sampler
 from taqdit.schedule import Schedule
 from taqdit.stages import kinds
 from taqdit.stages.plan import Plan
-from taqdit.timestep_selection.selection import Evidence, bound, needs_evidence
+from taqdit.timestep_selection.evidence import Evidence, needs_evidence
+from taqdit.timestep_selection.selection import refuse_other_forms
+from taqdit.timestep_selection.steps import TrajectorySteps
 from taqdit.tracer.options import TracerOptions
 from taqdit.tracking.options import TrackingOptions
 
@@ -169,6 +171,8 @@ def build_group(config: Mapping[str, Any], group: str) -> Any:
     if bool(node.get("_partial_", False)) != (group in PARTIAL):
         raise ConfigError(f"_partial_={node.get('_partial_')} must stay as the option has it")
     built = build(node)
+    if group in PARTIAL:
+        refuse_other_forms(built)
     kind = KINDS.get(group)
     if kind is not None and not isinstance(built, kind):
         raise ConfigError(f"_target_={node['_target_']!r} gives no {kind.__name__}")
@@ -177,8 +181,8 @@ def build_group(config: Mapping[str, Any], group: str) -> Any:
 
 def _selection_problems(select: Any, schedule: Any) -> list[Problem]:
     try:
-        rule = bound(select, Evidence.blank(schedule.num_steps, BITS))
-        rule(num_steps=schedule.num_steps, sigmas=schedule.sigmas(), trajectory=0, seed=0)
+        nothing = Evidence.blank(schedule.num_steps, BITS)
+        select(TrajectorySteps(schedule.sigmas(), evidence=nothing))
     except TaqditError as error:
         return [Problem(f"timestep_selection.{text}", error.exit_code) for text in error.args]
     return []

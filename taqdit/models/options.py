@@ -10,7 +10,7 @@ from taqdit.models.sources import HubSource, TinySource
 from taqdit.models.spec import LATENT_CHANNELS, ModelSpec
 from taqdit.models.tiny import config as tiny_config
 
-__all__ = ["ModelSpec", "sd3_medium", "sd35_large", "tiny"]
+__all__ = ["sd3_medium", "sd35_large", "tiny"]
 
 _log = logging.getLogger(__name__)
 

@@ -1,14 +1,12 @@
 """Figures: one function each, from a table to a Figure. Importing this is light."""
 
 from taqdit.plots.options import (
-    PlotOptions,
     minimal,
     none,
     paper,
 )
 
 __all__ = [
-    "PlotOptions",
     "minimal",
     "none",
     "paper",

@@ -1,7 +1,6 @@
 """Prompts: sets that come with the package, and files."""
 
 from taqdit.prompts.options import (
-    Prompts,
     file,
     paper_20,
     shapes,
@@ -9,7 +8,6 @@ from taqdit.prompts.options import (
 )
 
 __all__ = [
-    "Prompts",
     "file",
     "paper_20",
     "shapes",

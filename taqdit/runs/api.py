@@ -26,7 +26,8 @@ from taqdit.runs.session import Session
 from taqdit.store import Stage, disk, make_folder, publish_bytes, sha256_file
 from taqdit.store.digest import read_object
 from taqdit.store.secrets import mask_settings
-from taqdit.timestep_selection.selection import Rule, bound, needs_evidence
+from taqdit.timestep_selection.evidence import Evidence, needs_evidence
+from taqdit.timestep_selection.selection import Rule
 from taqdit.trajectories.conditioning import Conditioning, UnstoredConditioning
 from taqdit.trajectories.trajectory_set import TrajectorySet
 
@@ -58,12 +59,14 @@ class Run:
         cfg_scale, seed = (self.config["sampler"].get(key) for key in ("cfg_scale", "seed"))
         if not (type(seed) is int and 0 <= seed < SEEDS and type(cfg_scale) in (int, float)):
             raise CorruptError(f"{self._file} says sampler.{cfg_scale=}, {seed=}: no such numbers")
+        rule: Rule = self._built("timestep_selection")
         return CalibrationSet(
             self.trajectories(),
-            self._rule(),
+            rule,
             cfg_scale=cfg_scale,
             seed=seed,
             conditioning=self._conditioning(),
+            evidence=self._evidence() if needs_evidence(rule) else None,
         )
 
     def _conditioning(self) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
@@ -97,14 +100,11 @@ class Run:
         except ConfigError as error:
             raise InputError(*(f"{self._file}: {group}.{text}" for text in error.args)) from error
 
-    def _rule(self) -> Rule:
-        """The run's selection rule, shown the run's statistics if it needs them."""
-        rule: Rule = self._built("timestep_selection")
-        if not needs_evidence(rule):
-            return rule
+    def _evidence(self) -> Evidence:
+        """What the run's statistics say of its steps."""
         statistics = self.statistics()
         weights = step_weights(statistics.sigmas, self._built("analysis").weighting)
-        return bound(rule, profile(statistics, weights).evidence)  # type: ignore[arg-type]
+        return profile(statistics, weights).evidence  # type: ignore[arg-type]
 
     def statistics(self) -> Statistics | ImportedStatistics:
         """The run's activation statistics. InputError if it traced nothing."""

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from taqdit.activations.opened import ImportedStatistics, Statistics
-from taqdit.analysis.options import RULES
 from taqdit.analysis.selections import DT, SelectionComparison, compare_rules
 from taqdit.errors import InputError
 from taqdit.plots.scores import score_versus_k, score_versus_k_table
 from taqdit.plots.style import save
 from taqdit.store import make_folder
+from taqdit.timestep_selection.catalogue import COMPARED
 from taqdit.timestep_selection.selection import Rule
 
 
 def compare_selections(
     statistics: Statistics | ImportedStatistics,
-    rules: Sequence[str] | Mapping[str, Rule] = RULES,
+    rules: Sequence[str] | Mapping[str, Rule] = COMPARED,
     *,
     count: int | None = None,
     budgets: Sequence[int] | None = None,

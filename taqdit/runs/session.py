@@ -35,7 +35,7 @@ from taqdit.stages.remaining import may_read_weights, remaining
 from taqdit.stages.source import source_digest
 from taqdit.store import disk, make_folder, publish_json, sha256_file
 from taqdit.store.secrets import mask_secrets
-from taqdit.timestep_selection.selection import bound, needs_evidence
+from taqdit.timestep_selection.evidence import needs_evidence
 from taqdit.tracking.groups import run_date, sweep_group
 from taqdit.tracking.options import Tracker
 from taqdit.trajectories.trajectory_set import TrajectorySet
@@ -179,6 +179,7 @@ class Session:
                 cfg_scale=plan.sampler.cfg_scale,
                 seed=plan.sampler.seed,
                 conditioning=conditioning.row,
+                evidence=plan.evidence,
             )
             deliver.calibration(points, source=trajectories.folder)
         chosen = chosen_steps(plan, trajectories)
@@ -201,8 +202,7 @@ class Session:
     def _select(self, kept: KeptAnalysis | None) -> None:
         """Show the statistics to a selection rule that needs them."""
         if kept is not None and needs_evidence(self.plan.select):
-            evidence = kept.profile.evidence
-            self.plan = replace(self.plan, select=bound(self.plan.select, evidence))
+            self.plan = replace(self.plan, evidence=kept.profile.evidence)
 
     def _analyse(
         self,

@@ -9,7 +9,8 @@ from taqdit.quantizer import BITS
 from taqdit.stages.conditioning import FLOAT16, FLOAT32, row_size
 from taqdit.stages.plan import Plan
 from taqdit.stages.stage_kind import Part, StageKind
-from taqdit.timestep_selection.selection import Evidence, bound
+from taqdit.timestep_selection.evidence import Evidence
+from taqdit.timestep_selection.steps import TrajectorySteps
 
 NAME = "calibration"
 
@@ -18,13 +19,9 @@ def count_points(plan: Plan) -> int:
     """Calibration points of the run; asks the rule for every trajectory, as rules may differ."""
     if NAME not in plan.stages:
         return 0
-    chosen = selections(
-        bound(plan.select, Evidence.blank(plan.schedule.num_steps, BITS)),
-        num_steps=plan.schedule.num_steps,
-        sigmas=plan.schedule.sigmas(),
-        num_trajectories=plan.sampler.num_trajectories,
-        seed=plan.sampler.seed,
-    )
+    blank = Evidence.blank(plan.schedule.num_steps, BITS)
+    first = TrajectorySteps(plan.schedule.sigmas(), seed=plan.sampler.seed, evidence=blank)
+    chosen = selections(plan.select, first, plan.sampler.num_trajectories)
     return sum(int(selection.counts.sum()) for selection in chosen)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from taqdit.models.options import ModelSpec
+from taqdit.models.spec import ModelSpec
 from taqdit.stages import out_of_memory as memory
 from taqdit.stages.checks.conditioning import ConditioningCheck
 from taqdit.stages.context import StageContext, once, seal

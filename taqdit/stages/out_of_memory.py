@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from taqdit.errors import ConfigError
-from taqdit.models.options import ModelSpec
+from taqdit.models.spec import ModelSpec
 
 # What MLX says in a RuntimeError: Metal's and CUDA's allocators, a command buffer, C++ itself.
 _SAID = (

@@ -12,13 +12,15 @@ import numpy as np
 from taqdit.activations import Layout
 from taqdit.analysis.options import AnalysisOptions
 from taqdit.calibration.points import Trajectories, selected, selections
-from taqdit.models.options import ModelSpec
 from taqdit.models.sites import SitePath, site_paths
+from taqdit.models.spec import ModelSpec
 from taqdit.plots.options import PlotOptions
 from taqdit.prompts.options import Prompts
 from taqdit.sampler import ALL, FINAL, Sampler
 from taqdit.schedule import Schedule
+from taqdit.timestep_selection.evidence import Evidence
 from taqdit.timestep_selection.selection import Rule
+from taqdit.timestep_selection.steps import TrajectorySteps
 from taqdit.tracer.options import TracerOptions
 
 
@@ -27,6 +29,7 @@ class Plan:
     """A checked configuration as objects; `config` is the resolved mapping it came from.
 
     `needs` names the stages that run and all that they are made from.
+    `evidence` is what a data-driven `select` chooses by, once there are statistics.
     """
 
     config: Mapping[str, Any]
@@ -50,6 +53,7 @@ class Plan:
     output_dir: Path
     imported: Path | None
     imported_statistics: Path | None
+    evidence: Evidence | None = None
 
     @property
     def trajectories_computed(self) -> int:
@@ -63,13 +67,8 @@ class Plan:
             return np.arange(num_steps + 1)
         if self.sampler.latents == FINAL:
             return np.array([num_steps])
-        chosen = selected(
-            self.select,
-            num_steps=num_steps,
-            sigmas=self.schedule.sigmas(),
-            trajectory=trajectory,
-            seed=self.sampler.seed,
-        )
+        steps = TrajectorySteps(self.schedule.sigmas(), trajectory, self.sampler.seed)
+        chosen = selected(self.select, steps)
         return np.append(np.unique(chosen.indices), num_steps)
 
     @property
@@ -104,11 +103,6 @@ class Plan:
 
 def chosen_steps(plan: Plan, trajectories: Trajectories) -> list[list[int]]:
     """The selected steps of each trajectory."""
-    chosen = selections(
-        plan.select,
-        num_steps=trajectories.num_steps,
-        sigmas=trajectories.sigmas,
-        num_trajectories=len(trajectories),
-        seed=plan.sampler.seed,
-    )
+    first = TrajectorySteps(trajectories.sigmas, seed=plan.sampler.seed, evidence=plan.evidence)
+    chosen = selections(plan.select, first, len(trajectories))
     return [selection.indices.tolist() for selection in chosen]

@@ -1,41 +1,14 @@
-"""Which steps of a trajectory become calibration points: rules, and what they choose from."""
+"""Which steps of a trajectory become calibration points: rules, and what they choose from.
 
-from taqdit.timestep_selection.rules import (
-    Rule,
-    Selection,
-    all,
-    coverage_optimal,
-    dense_middle,
-    drift_weighted,
-    every_nth,
-    explicit,
-    interleaved,
-    midpoint,
-    normal,
-    paper_stride,
-    paper_uniform,
-    random_per_trajectory,
-    regret_optimal,
-    sigma_uniform,
-    stratified_random,
-)
+A rule is a public function of rules.py or data_driven.py and has its file in
+conf/timestep_selection; nothing else lists it.
+"""
 
-__all__ = [
-    "Rule",
-    "Selection",
-    "all",
-    "coverage_optimal",
-    "dense_middle",
-    "drift_weighted",
-    "every_nth",
-    "explicit",
-    "interleaved",
-    "midpoint",
-    "normal",
-    "paper_stride",
-    "paper_uniform",
-    "random_per_trajectory",
-    "regret_optimal",
-    "sigma_uniform",
-    "stratified_random",
-]
+from taqdit.timestep_selection import data_driven, rules
+from taqdit.timestep_selection.data_driven import *  # noqa: F403
+from taqdit.timestep_selection.evidence import from_evidence as from_evidence
+from taqdit.timestep_selection.rules import *  # noqa: F403
+from taqdit.timestep_selection.selection import Selection as Selection
+from taqdit.timestep_selection.steps import TrajectorySteps as TrajectorySteps
+
+__all__ = [*rules.__all__, *data_driven.__all__]  # the options; the rest is for rules of one's own

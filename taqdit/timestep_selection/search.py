@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, cycle, pairwise
+from itertools import combinations, cycle
 
 import numpy as np
 
@@ -22,7 +22,7 @@ SUBSETS = 5000  # where there are no more subsets than this, all are tried
 
 
 def medoids(distances: np.ndarray, weights: np.ndarray, count: int) -> list[int]:
-    """The `count` steps of least `medoid_cost`, increasing: exact weighted k-medoids on segments.
+    """The `count` steps nearest to all, increasing: exact weighted k-medoids on segments.
 
     `distances` (n, n) >= 0 with a zero diagonal, `weights` (n,) >= 0, 1 <= count <= n. The steps
     are cut into contiguous segments, each with one of its own steps as medoid; a dynamic programme
@@ -65,38 +65,13 @@ def _last_smallest(values: np.ndarray, tie: float) -> np.ndarray:
     return len(values) - 1 - equal[::-1].argmax(axis=0)
 
 
-def medoid_cost(distances: np.ndarray, weights: np.ndarray, chosen: Sequence[int]) -> float:
-    """sum_i w_i d(i, medoid of i) of the best contiguous segments around the `chosen` steps.
-
-    Each chosen step, in any order, is the medoid of the one segment it lies in. `medoids` makes
-    the least of it; any selection can be compared by it.
-    """
-    loads = distances * weights[:, None]
-    steps = sorted(set(chosen))
-    first, last = steps[0], steps[-1]
-    ends = loads[:first, first].sum() + loads[last + 1 :, last].sum()
-    return float(ends) + sum(_between(loads, left, right) for left, right in pairwise(steps))
-
-
-def _between(loads: np.ndarray, left: int, right: int) -> float:
-    """Least cost, over every border, of the steps between two neighbouring medoids."""
-    to_left = np.append(0, np.cumsum(loads[left + 1 : right, left]))
-    to_right = np.append(0, np.cumsum(loads[left + 1 : right, right][::-1]))[::-1]
-    return float((to_left + to_right).min())
-
-
-def static_error(errors: np.ndarray, weights: np.ndarray, chosen: Sequence[int]) -> float:
-    """Error over all steps of static quantizers calibrated on the `chosen` ones; mean of the sites.
-
-    sum_i w_i E_s(i, c_s) with c_s = argmin_c sum_{i chosen} E_s(i, c): the candidate range c that
-    minimum-MSE calibration gives site s when it sees the chosen steps alone, all its points alike;
-    of ranges that tie, the first. `errors` (S, n, C) >= 0, `weights` (n,) > 0.
-    """
-    return _Sites.of(errors, weights).error(chosen)
-
-
 def least_regret(errors: np.ndarray, weights: np.ndarray, count: int) -> list[int]:
-    """`count` steps of least `static_error`, increasing; arguments as `static_error`'s.
+    """`count` steps, increasing, whose static quantizers have the least error over all steps.
+
+    The mean over the sites s of sum_i w_i E_s(i, c_s) with c_s = argmin_c sum_{i chosen} E_s(i, c):
+    the candidate range c that minimum-MSE calibration gives site s when it sees the chosen steps
+    alone, all its points alike; of ranges that tie, the first. `errors` (S, n, C) >= 0, `weights`
+    (n,) > 0.
 
     Up to `SUBSETS` subsets are all tried: exact. Beyond, a local search: from the middles of equal
     parts, and from greedy growth (first from the best step, then from a few spread ones), steps
@@ -129,7 +104,7 @@ class _Sites:
         return cls(each, np.tensordot(weights, each, axes=1))
 
     def error(self, chosen: Sequence[int]) -> float:
-        """`static_error` of some steps."""
+        """Of static quantizers that are calibrated on the `chosen` steps, see `least_regret`."""
         return self._attained(self._seen(chosen))
 
     def addition(self, chosen: Sequence[int], size: int) -> tuple[tuple[int, ...], float]:

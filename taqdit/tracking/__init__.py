@@ -1,8 +1,6 @@
 """Where a run's numbers go: events.jsonl, and W&B as its mirror."""
 
 from taqdit.tracking.options import (
-    Tracker,
-    TrackingOptions,
     auto,
     local,
     none,
@@ -10,8 +8,6 @@ from taqdit.tracking.options import (
 )
 
 __all__ = [
-    "Tracker",
-    "TrackingOptions",
     "auto",
     "local",
     "none",
