@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from taqdit.plots.kinds import FigureKind, Of
 from taqdit.plots.overview import PLACES, counted
 from taqdit.plots.style import GREY, PAGE, new_figure, style
 from taqdit.plots.ticks import log_marks
@@ -178,3 +179,18 @@ def _cost(
     crossings += sum(each.intersects_bbox(box) or each.intersects_path(line) for each in leaders)
     points = 10 * box.count_contains(dots) + 3 * box.padded(6).count_contains(dots)
     return 1e6 * (not inside) + 1e4 * names + 100 * crossings + points + spot.far / 4
+
+
+FIGURES = (
+    FigureKind(
+        "outliers",
+        Of.ACTIVATIONS,
+        "Is an outlier a channel or a few tokens? Each layer at its worst step",
+        outliers,
+        outlier_table,
+        arguments=lambda traced: (traced.overview,),
+        possible=lambda traced: traced.knows("token_ratio"),
+        shared=True,
+        order=10,
+    ),
+)

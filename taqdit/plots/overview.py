@@ -7,22 +7,13 @@ from the noise on the left to the image on the right.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from taqdit.plots.style import (
-    BLUE,
-    GREEN,
-    PAGE,
-    VERMILLION,
-    Steps,
-    mark_selected,
-    new_figure,
-    sigma_axis,
-    step_ticks_on_top,
-    style,
-)
+from taqdit.plots.kinds import FigureKind, Of
+from taqdit.plots.style import BLUE, GREEN, PAGE, VERMILLION, new_figure, style
 from taqdit.plots.ticks import log_limits, log_marks
 
 if TYPE_CHECKING:
@@ -67,62 +58,6 @@ def range_vs_timestep(overview: Overview, stream: str | None = None) -> Figure:
     return figure
 
 
-def range_vs_sigma(overview: Overview, selected: Steps = ()) -> Figure:
-    """How much of each site's range over all steps a single step has, against sigma.
-
-    Above from minimum to maximum, below from the 1st to the 99th percentile if these are known;
-    1 = this step alone sets the range. `selected` are the calibration steps: the titles say what
-    they see together.
-    """
-    steps = np.asarray(selected, dtype=int)
-    ends = {"min to max": (overview.low, overview.high), "p01 to p99": (overview.p01, overview.p99)}
-    known = {name: pair for name, pair in ends.items() if np.isfinite(pair).any()}
-    with style():
-        figure = new_figure(PAGE, 0.9 + 1.75 * len(known))
-        axes = figure.subplots(len(known), 1, sharex=True, squeeze=False)[:, 0]
-        for axis, (name, (low, high)) in zip(axes, known.items(), strict=True):
-            share = range_share(low, high)
-            for kind in STREAMS:
-                _bundle(axis, overview.sigmas, share[overview.where(stream=kind)], kind)
-            axis.set(ylim=(0, 1.04), ylabel=f"{name},\nshare of all steps' range")
-            axis.set_title(_covered(overview, low, high, steps), loc="left")
-            mark_selected(axis, overview.sigmas[steps])
-        sigma_axis(axes[-1])
-        step_ticks_on_top(axes[0], overview.sigmas)
-        handles, labels = axes[0].get_legend_handles_labels()
-        columns = 3 if len(handles) < 4 else 2
-        figure.legend(handles, labels, loc="outside upper center", ncols=columns)
-    return figure
-
-
-def range_share(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """high - low of each step over the range of all steps, (S, n) in 0 .. 1; 1 if that is 0."""
-    return _ratio(high - low, _widest(low, high)[:, None])
-
-
-def _covered(overview: Overview, low: np.ndarray, high: np.ndarray, steps: np.ndarray) -> str:
-    """What share of the range of all steps the given steps see together."""
-    part = _widest(low[:, steps], high[:, steps]) if len(steps) else np.array([np.nan])
-    if not np.isfinite(part).any():
-        return ""
-    share = _ratio(part, _widest(low, high))
-    worst = int(np.nanargmin(share))
-    return (
-        f"the calibration steps cover {100 * np.nanmedian(share):.1f} % of the median site's "
-        f"range, {100 * share[worst]:.1f} % at worst ({overview.sites[worst].name})"
-    )
-
-
-def _widest(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """From the lowest to the highest of all steps, (S,), without those that are NaN."""
-    return np.asarray(np.fmax.reduce(high, axis=1) - np.fmin.reduce(low, axis=1))
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole; 1 where both are zero."""
-    return np.where(whole == 0, 1.0, part / np.where(whole == 0, 1.0, whole))
-
-
 def counted(count: int, noun: str) -> str:
     """`1 site`, `2 sites`."""
     return f"{count} {noun}" + "s" * (count != 1)
@@ -132,20 +67,7 @@ def site_table(overview: Overview, field: str, stream: str | None = None) -> dic
     """A row per step, a column per site with its values of `field` (an attribute of Overview)."""
     values = getattr(overview, field)
     sites = {overview.sites[i].name: values[i] for i in _of_stream(overview, stream)}
-    return {**_steps(overview), **sites}
-
-
-def range_share_table(overview: Overview, selected: Steps = ()) -> dict[str, Any]:
-    """A row per site and step: its shares of the range, and whether the step is selected."""
-    count = len(overview.sites)
-    chosen = np.isin(np.arange(len(overview.sigmas)), np.asarray(selected, dtype=int))
-    steps = {**_steps(overview), "selected": chosen.astype(int)}
-    return {
-        "site": [site.name for site in overview.sites for _ in overview.sigmas],
-        **{name: np.tile(column, count) for name, column in steps.items()},
-        "min_to_max": range_share(overview.low, overview.high).ravel(),
-        "p01_to_p99": range_share(overview.p01, overview.p99).ravel(),
-    }
+    return {**step_columns(overview), **sites}
 
 
 def sites_by_place(overview: Overview, sites: np.ndarray) -> dict[str, np.ndarray]:
@@ -160,7 +82,8 @@ def layer(site: Site) -> str:
     return site.name.rpartition(".")[0]
 
 
-def _steps(overview: Overview) -> dict[str, np.ndarray]:
+def step_columns(overview: Overview) -> dict[str, np.ndarray]:
+    """What every table of all steps begins with."""
     steps = np.arange(len(overview.sigmas))
     return {"step": steps, "sigma": overview.sigmas, "timestep": overview.timesteps}
 
@@ -204,11 +127,11 @@ def _timestep_lines(axis: Axes, overview: Overview, sites: np.ndarray, blocks: l
     for stream, line in LINES.items():
         rows = np.intersect1d(sites, overview.where(stream=stream))
         look = [colours.get(overview.sites[i].block, "black") for i in rows]
-        _lines(axis, overview.timesteps, overview.median_range[rows], colours=look, ls=line)
+        thin_lines(axis, overview.timesteps, overview.median_range[rows], colours=look, ls=line)
     axis.set_xlim(1020, -20)
 
 
-def _lines(
+def thin_lines(
     axis: Axes, x: np.ndarray, rows: np.ndarray, *, colours: Any, ls: str, **look: Any
 ) -> None:
     """Many thin lines as one artist; dots where there is a single step."""
@@ -221,24 +144,6 @@ def _lines(
         return
     points = np.stack([np.broadcast_to(x, rows.shape), rows], axis=2)
     axis.add_collection(LineCollection(list(points), colors=colours, ls=ls, **{"lw": 0.8, **look}))
-
-
-def _bundle(axis: Axes, sigmas: np.ndarray, rows: np.ndarray, stream: str) -> None:
-    """A thin line per site; their median bold, with a white edge that lifts it off them."""
-    from matplotlib.patheffects import withStroke
-
-    rows = rows[np.isfinite(rows).any(axis=1)]
-    if not len(rows):
-        return
-    look: dict[str, Any] = {"lw": 0.5, "alpha": 0.4 if len(rows) <= 24 else 0.2}
-    _lines(axis, sigmas, rows, colours=COLOURS[stream], ls=LINES[stream], **look)
-    look = {"lw": 1.8, "zorder": 3, "marker": "o" if len(sigmas) == 1 else None}
-    look["path_effects"] = [withStroke(linewidth=3.2, foreground="white")]
-    label = f"{STREAMS[stream]}: {counted(len(rows), 'site')}, median bold"
-    known = np.isfinite(rows).any(axis=0)
-    median = np.full(len(sigmas), np.nan)
-    median[known] = np.nanmedian(rows[:, known], axis=0)
-    axis.plot(sigmas, median, LINES[stream], color=COLOURS[stream], label=label, **look)
 
 
 def _value_axis(axis: Axes, values: np.ndarray, *, log: bool) -> None:
@@ -296,3 +201,26 @@ def _stream_handles(overview: Overview, sites: np.ndarray) -> list[Line2D]:
     found = {overview.sites[i].stream for i in sites}
     lines = [(LINES[stream], STREAMS[stream]) for stream in STREAMS if stream in found]
     return [Line2D([], [], color="black", ls=line, label=label) for line, label in lines]
+
+
+def _kind(name: str, stream: str | None, whose: str, order: int, **more: Any) -> FigureKind:
+    """The ranges of one stream, or of all."""
+    return FigureKind(
+        f"range_vs_timestep_{name}",
+        Of.ACTIVATIONS,
+        f"Median channel range of {whose} against the timestep",
+        partial(range_vs_timestep, stream=stream),
+        partial(site_table, field="median_range", stream=stream),
+        arguments=lambda traced: (traced.overview,),
+        possible=lambda traced: stream is None or len(traced.overview.where(stream=stream)) > 0,
+        shared=True,
+        order=order,
+        **more,
+    )
+
+
+FIGURES = (
+    _kind("all", None, "every layer", 1, minimal=True),
+    _kind("image", "img", "the image stream", 2),
+    _kind("text", "txt", "the text stream", 3),
+)

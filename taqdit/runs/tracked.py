@@ -8,7 +8,7 @@ import numpy as np
 
 from taqdit.activations.layer_summary import COLUMNS, layer_summary
 from taqdit.activations.overview import Overview
-from taqdit.plots.activation_figures import spaced
+from taqdit.plots.layers import spaced
 from taqdit.tracking.options import Tracker
 from taqdit.trajectories.latents import LatentStatistics
 from taqdit.trajectories.stored import TrajectorySet
