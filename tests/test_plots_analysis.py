@@ -24,7 +24,7 @@ from taqdit.analysis import allocation
 from taqdit.analysis.bits import BitWidths, LayerBits, protected
 from taqdit.analysis.compare import Curve
 from taqdit.analysis.drift import Drift
-from taqdit.plots import bits, budgets, drift, scores, style
+from taqdit.plots import bits, drift, scores, style
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = (
@@ -242,7 +242,7 @@ TABLES = {
     "bits_per_layer": BITS,
     "error_versus_bits": ERRORS,
 }
-MODULES = dict(zip(TABLES, (scores, budgets, drift, bits, bits), strict=True))
+MODULES = dict(zip(TABLES, (scores, scores, drift, bits, bits), strict=True))
 LARGE = ("sd3_medium", "sd35_large", "unified", "many", "fifteen", "mixed", "outside")
 CASES = [(figure, case) for figure, cases in TABLES.items() for case in cases]
 QUICK = [(figure, case) for figure, case in CASES if case not in LARGE]

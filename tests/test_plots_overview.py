@@ -17,9 +17,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.text import Text
 
 from taqdit.activations import Site
-from taqdit.activations.overview import Overview
-from taqdit.activations.overview import range_share as share_of_range
-from taqdit.plots import heatmaps, outliers, overview, range_share, style, ticks
+from taqdit.activations.overview import Overview, range_share
+from taqdit.plots import heatmaps, outliers, overview, style, ticks
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("qkv_in", "o_in", "fc1_in", "post_gelu")
@@ -125,7 +124,7 @@ MADE = cache(lambda name: MAKERS[name]())
 SELECTED = {"tiny": [0, 4, 9, 14, 19, 24, 29], "sd3_medium": list(range(0, 100, 4))}
 DRAW = {
     "range_vs_timestep": overview.range_vs_timestep,
-    "range_vs_sigma": range_share.range_vs_sigma,
+    "range_vs_sigma": overview.range_vs_sigma,
     "outliers": outliers.outliers,
     **{name: getattr(heatmaps, name) for name in HEATMAPS},
 }
@@ -294,18 +293,18 @@ HIGH = [[1, 1, 2, 1], [3, 2, 1, 7]]
 
 
 def test_shares_of_the_range_are_the_width_of_a_step_over_that_of_all():
-    share = share_of_range(np.array(LOW, float), np.array(HIGH, float))
+    share = range_share(np.array(LOW, float), np.array(HIGH, float))
     assert np.allclose(share, [[2 / 4, 3 / 4, 3 / 4, 1 / 4], [0.6, 0.5, 0.4, 1.0]])
-    assert np.array_equal(share_of_range(np.zeros((1, 3)), np.zeros((1, 3))), [[1, 1, 1]])
+    assert np.array_equal(range_share(np.zeros((1, 3)), np.zeros((1, 3))), [[1, 1, 1]])
 
 
 def test_range_against_sigma_draws_each_site_its_median_and_the_selected_steps():
     made = MADE("tiny")
     chosen = SELECTED["tiny"]
-    figure = range_share.range_vs_sigma(made, chosen)
+    figure = overview.range_vs_sigma(made, chosen)
     ends = ((made.low, made.high), (made.p01, made.p99))
     for axis, (low, high) in zip(figure.axes, ends, strict=True):
-        share = share_of_range(low, high)
+        share = range_share(low, high)
         drawn = lines(axis)
         assert len(drawn) == len(made.sites)
         assert sorted(line[:, 1].tolist() for line in drawn) == sorted(share.tolist())
@@ -334,29 +333,29 @@ def test_range_against_sigma_draws_each_site_its_median_and_the_selected_steps()
 
 def test_titles_say_what_the_selected_steps_see():
     made = small(low=LOW, high=HIGH, p01=HIGH, p99=HIGH)  # the bulk is a point: seen whole
-    whole, bulk = range_share.range_vs_sigma(made, [0, 1]).axes
+    whole, bulk = overview.range_vs_sigma(made, [0, 1]).axes
     # the first site sees -2 .. 1 of -2 .. 2, the second -3 .. 3 of -3 .. 7
     assert whole.get_title(loc="left") == (
         "the calibration steps cover 67.5 % of the median site's range, "
         "60.0 % at worst (mm_00_txt.o_in)"
     )
-    bulk = range_share.range_vs_sigma(made, [0, 1, 2, 3]).axes[0]
+    bulk = overview.range_vs_sigma(made, [0, 1, 2, 3]).axes[0]
     assert "100.0 % of the median" in bulk.get_title(loc="left")
-    assert range_share.range_vs_sigma(made).axes[0].get_title(loc="left") == ""
+    assert overview.range_vs_sigma(made).axes[0].get_title(loc="left") == ""
 
 
 def test_what_is_not_known_is_not_drawn():
     made = MADE("partly_known")
-    (whole,) = range_share.range_vs_sigma(made, [0, 2]).axes  # no panel of percentiles
+    (whole,) = overview.range_vs_sigma(made, [0, 2]).axes  # no panel of percentiles
     known = np.delete(np.arange(8), 2)
     image = whole.get_lines()[0]
     assert np.flatnonzero(np.isnan(image.get_ydata())).tolist() == [2]
-    share = share_of_range(made.low[:, known], made.high[:, known])
+    share = range_share(made.low[:, known], made.high[:, known])
     median = np.median(share[made.where(stream="img")], axis=0)
     assert np.array_equal(image.get_ydata()[known], median)
     title = f"cover {100 * np.median(share[:, 0]):.1f} % of the median site's range"
     assert title in whole.get_title(loc="left")
-    assert range_share.range_vs_sigma(made, [2]).axes[0].get_title(loc="left") == ""
+    assert overview.range_vs_sigma(made, [2]).axes[0].get_title(loc="left") == ""
     axis = panel(overview.range_vs_timestep(made), "qkv_in")
     assert all(np.array_equal(line[:, 0], made.timesteps[known]) for line in lines(axis))
     highest = np.concatenate(lines(axis))[:, 1].max()
@@ -365,13 +364,13 @@ def test_what_is_not_known_is_not_drawn():
 
 def test_the_table_of_shares_has_a_row_per_site_and_step():
     made = small(low=LOW, high=HIGH)
-    table = range_share.range_share_table(made, [1, 3])
+    table = overview.range_share_table(made, [1, 3])
     assert table["site"] == ["mm_00_img.o_in"] * 4 + ["mm_00_txt.o_in"] * 4
     assert table["step"].tolist() == [0, 1, 2, 3] * 2
     assert table["selected"].tolist() == [0, 1, 0, 1] * 2
     assert np.allclose(table["min_to_max"], [0.5, 0.75, 0.75, 0.25, 0.6, 0.5, 0.4, 1.0])
     assert np.array_equal(table["sigma"], np.tile(made.sigmas, 2))
-    assert np.array_equal(table["p01_to_p99"], share_of_range(made.p01, made.p99).ravel())
+    assert np.array_equal(table["p01_to_p99"], range_share(made.p01, made.p99).ravel())
 
 
 @pytest.mark.parametrize("name", ["tiny", "sd3_medium", "unified"])

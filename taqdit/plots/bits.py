@@ -271,25 +271,10 @@ def _errors(analysis: Analysis) -> tuple[Any, ...]:
 
 
 FIGURES = (
-    FigureKind(
-        "bits_per_layer",
-        Of.ANALYSIS,
-        "Suggested bits of every linear's weight and input",
-        bits_per_layer,
-        bits_per_layer_table,
-        arguments=lambda analysis: (analysis.bits,),
-        possible=lambda analysis: bool(analysis.bits.layers),
-        shared=True,
-        order=4,
-    ),
-    FigureKind(
-        "error_versus_bits",
-        Of.ANALYSIS,
-        "What bits buy: given where they gain most, to all alike, and as suggested",
-        error_versus_bits,
-        error_versus_bits_table,
-        arguments=_errors,
-        shared=True,
-        order=5,
-    ),
-)
+    FigureKind(Of.ANALYSIS, "Suggested bits of every linear's weight and input",
+               bits_per_layer, bits_per_layer_table, lambda analysis: (analysis.bits,),
+               possible=lambda analysis: bool(analysis.bits.layers), shared=True, order=4),
+    FigureKind(Of.ANALYSIS,
+               "What bits buy: given where they gain most, to all alike, and as suggested",
+               error_versus_bits, error_versus_bits_table, _errors, shared=True, order=5),
+)  # fmt: skip

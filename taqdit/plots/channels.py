@@ -195,24 +195,10 @@ def _largest_channels(table: LayerTable) -> tuple[np.ndarray, np.ndarray]:
 
 
 FIGURES = (
-    FigureKind(
-        "channel_ranges",
-        Of.LAYER,
-        "Range of every channel, the top 2 % in red, of",
-        channel_ranges,
-        channel_range_table,
-        arguments=lambda layer: (layer.table,),
-        shared=True,
-        order=3,
-    ),
-    FigureKind(
-        "channel_time",
-        Of.LAYER,
-        "Largest magnitude of the largest channels over time of",
-        channel_time,
-        channel_time_table,
-        arguments=lambda layer: (layer.table,),
-        shared=True,
-        order=4,
-    ),
-)
+    FigureKind(Of.LAYER, "Range of every channel, the top 2 % in red, of",
+               channel_ranges, channel_range_table,
+               lambda layer: (layer.table,), shared=True, order=3),
+    FigureKind(Of.LAYER, "Largest magnitude of the largest channels over time of",
+               channel_time, channel_time_table,
+               lambda layer: (layer.table,), shared=True, order=4),
+)  # fmt: skip

@@ -10,8 +10,16 @@ import numpy as np
 
 from taqdit.analysis.drift import phase_names
 from taqdit.plots.kinds import FigureKind, Of
-from taqdit.plots.overview import OUTSIDE, PLACES, layer
-from taqdit.plots.panels import label_rows, log_ticks, panel_height, panel_title, panels_of
+from taqdit.plots.panels import (
+    OUTSIDE,
+    PLACES,
+    label_rows,
+    layer,
+    log_ticks,
+    panel_height,
+    panel_title,
+    panels_of,
+)
 from taqdit.plots.style import GREY, PAGE, VERMILLION, new_figure, step_ticks_on_top, style
 from taqdit.plots.ticks import log_limits
 
@@ -198,15 +206,8 @@ def _explain(figure: Figure, drift: Drift, *, grey: bool) -> None:
 
 
 FIGURES = (
-    FigureKind(
-        "drift_heatmap",
-        Of.ANALYSIS,
-        "How far the values of each site move from step to step, and where phases begin",
-        drift_heatmap,
-        drift_heatmap_table,
-        arguments=lambda analysis: (analysis.drift,),
-        possible=lambda analysis: analysis.drift.distance.size > 0,
-        shared=True,
-        order=3,
-    ),
-)
+    FigureKind(Of.ANALYSIS,
+               "How far the values of each site move from step to step, and where phases begin",
+               drift_heatmap, drift_heatmap_table, lambda analysis: (analysis.drift,),
+               possible=lambda analysis: analysis.drift.distance.size > 0, shared=True, order=3),
+)  # fmt: skip

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from taqdit.plots.kinds import FigureKind, Of
-from taqdit.plots.overview import OUTSIDE, site_table
-from taqdit.plots.panels import label_rows, log_ticks, panel_height, panel_title, panels_of
+from taqdit.plots.overview import site_table
+from taqdit.plots.panels import OUTSIDE, label_rows, log_ticks, panel_height, panel_title, panels_of
 from taqdit.plots.style import COLUMN, GREY, PAGE, new_figure, style
 from taqdit.plots.ticks import log_limits
 
@@ -141,16 +141,10 @@ def _largest(values: np.ndarray) -> float:
 def _kind(figure: Callable[[Overview], Figure], field: str, caption: str, order: int) -> FigureKind:
     """A heatmap of that field of an Overview."""
     return FigureKind(
-        figure.__name__,
-        Of.ACTIVATIONS,
-        caption,
-        figure,
-        partial(site_table, field=field),
-        arguments=lambda traced: (traced.overview,),
-        possible=lambda traced: traced.knows(field),
-        shared=True,
-        order=order,
-    )
+        Of.ACTIVATIONS, caption, figure, partial(site_table, field=field),
+        lambda traced: (traced.overview,), possible=lambda traced: traced.knows(field),
+        shared=True, order=order,
+    )  # fmt: skip
 
 
 FIGURES = (
@@ -158,10 +152,6 @@ FIGURES = (
     _kind(heatmap_mean, "mean", "Mean, median over channels, by layer and step", 6),
     _kind(heatmap_std, "std", "Standard deviation, median over channels, by layer and step", 7),
     _kind(negative_fraction_heatmap, "negative", "Share of values below zero by layer and step", 8),
-    _kind(
-        kurtosis_heatmap,
-        "kurtosis",
-        "Kurtosis by layer and step: how heavy the tails are (3 for a Gaussian)",
-        9,
-    ),
-)
+    _kind(kurtosis_heatmap, "kurtosis",
+          "Kurtosis by layer and step: how heavy the tails are (3 for a Gaussian)", 9),
+)  # fmt: skip

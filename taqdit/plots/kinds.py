@@ -1,6 +1,6 @@
-"""What figures there are. A new one is one file in this package, or one more entry in a file:
+"""What figures there are. A new one is a file in this package, or one more entry in a file:
 
-    FIGURES = (FigureKind("my_figure", Of.ANALYSIS, "What it shows", my_figure, my_figure_table),)
+    FIGURES = (FigureKind(Of.ANALYSIS, "What it shows", my_figure, my_table),)
 
 beside the function that draws it; `plots.figures`, the report, the tracker and the stage `figures`
 read that. Modules of this package import matplotlib inside functions only, so that the names are
@@ -77,35 +77,31 @@ class TracedLayer:
         return self.read()
 
 
-def _itself(subject: Any) -> tuple[Any, ...]:
-    return (subject,)
-
-
-def _always(_subject: Any) -> bool:
-    return True
-
-
 @dataclass(frozen=True, eq=False)
 class FigureKind:
-    """A figure: its name, what it is drawn of (which gives the type of a `subject`), its caption.
+    """A figure: what it is drawn of (which says what a `subject` is), its caption, its functions.
 
-    `figure` and `table` take `arguments(subject)` (default: the subject itself) and give a
-    matplotlib Figure and its numbers, columns of equal length by name. `possible(subject)`: whether
-    there is anything to draw. `shared`: it is the same whatever the run selects, so that runs over
-    the same data share it. `order`: its place among those of the same subject, ties by name.
-    `minimal`: `plots=minimal` draws it. Of a layer, name and caption end in the layer's.
+    `figure` and `table` take `arguments(subject)` and give a matplotlib Figure and its numbers,
+    columns of equal length by name. `name` is that of the function `figure`, if none is given.
+    `possible(subject)`: whether there is anything to draw. `shared`: it is the same whatever the
+    run selects, so that runs over the same data share it. `order`: its place among those of the
+    same subject, ties by name. `minimal`: `plots=minimal` draws it. Of a layer, name and caption
+    end in the layer's.
     """
 
-    name: str
     of: Of
     caption: str | Callable[[Any], str]
     figure: Callable[..., Figure]
     table: Callable[..., Mapping[str, Any]]
-    arguments: Callable[[Any], tuple[Any, ...]] = _itself
-    possible: Callable[[Any], bool] = _always
+    arguments: Callable[[Any], tuple[Any, ...]] = lambda subject: (subject,)
+    name: str = ""
+    possible: Callable[[Any], bool] = lambda _: True
     shared: bool = False
     order: int = 100
     minimal: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.figure.__name__)
 
     def drawing(self, subject: Any) -> Drawing:
         """This figure of that subject, not yet drawn."""

@@ -219,36 +219,14 @@ def _pictures(sampled: Sampled) -> tuple[np.ndarray, list[str]]:
 
 
 FIGURES = (
-    FigureKind(
-        "image_grid",
-        Of.TRAJECTORIES,
-        "The sampled images with their prompts",
-        image_grid,
-        image_grid_table,
-        arguments=_pictures,
-        possible=lambda sampled: sampled.images,
-        shared=True,
-        order=1,
-        minimal=True,
-    ),
-    FigureKind(
-        "latent_curves",
-        Of.TRAJECTORIES,
-        "Latents against sigma: mean, spread, extremes; ticks mark the calibration steps",
-        latent_curves,
-        latent_curves_table,
-        arguments=_curves,
-        possible=lambda sampled: sampled.latents is not None,
-        order=2,
-        minimal=True,
-    ),
-    FigureKind(
-        "selection_strip",
-        Of.TRAJECTORIES,
-        "The steps that become calibration points",
-        selection_strip,
-        selection_strip_table,
-        arguments=lambda sampled: (sampled.trajectories.sigmas, sampled.chosen),
-        order=3,
-    ),
-)
+    FigureKind(Of.TRAJECTORIES, "The sampled images with their prompts",
+               image_grid, image_grid_table, _pictures,
+               possible=lambda sampled: sampled.images, shared=True, order=1, minimal=True),
+    FigureKind(Of.TRAJECTORIES,
+               "Latents against sigma: mean, spread, extremes; ticks mark the calibration steps",
+               latent_curves, latent_curves_table, _curves,
+               possible=lambda sampled: sampled.latents is not None, order=2, minimal=True),
+    FigureKind(Of.TRAJECTORIES, "The steps that become calibration points",
+               selection_strip, selection_strip_table,
+               lambda sampled: (sampled.trajectories.sigmas, sampled.chosen), order=3),
+)  # fmt: skip

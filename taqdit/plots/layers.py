@@ -133,23 +133,8 @@ def _over_time(layer: TracedLayer) -> tuple[LayerTable, list[int]]:
 
 
 FIGURES = (
-    FigureKind(
-        "histogram",
-        Of.LAYER,
-        "Distribution at the calibration steps of",
-        histogram_panels,
-        distribution_table,
-        arguments=_selected,
-        order=1,
-    ),
-    FigureKind(
-        "ridgeline",
-        Of.LAYER,
-        "Distribution over time of",
-        ridgeline,
-        distribution_table,
-        arguments=_over_time,
-        shared=True,
-        order=2,
-    ),
-)
+    FigureKind(Of.LAYER, "Distribution at the calibration steps of",
+               histogram_panels, distribution_table, _selected, name="histogram", order=1),
+    FigureKind(Of.LAYER, "Distribution over time of",
+               ridgeline, distribution_table, _over_time, shared=True, order=2),
+)  # fmt: skip

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taqdit.plots.kinds import FigureKind, Of
-from taqdit.plots.overview import PLACES, counted
+from taqdit.plots.overview import counted
+from taqdit.plots.panels import PLACES
 from taqdit.plots.style import GREY, PAGE, new_figure, style
 from taqdit.plots.ticks import log_marks
 
@@ -182,15 +183,8 @@ def _cost(
 
 
 FIGURES = (
-    FigureKind(
-        "outliers",
-        Of.ACTIVATIONS,
-        "Is an outlier a channel or a few tokens? Each layer at its worst step",
-        outliers,
-        outlier_table,
-        arguments=lambda traced: (traced.overview,),
-        possible=lambda traced: traced.knows("token_ratio"),
-        shared=True,
-        order=10,
-    ),
-)
+    FigureKind(Of.ACTIVATIONS,
+               "Is an outlier a channel or a few tokens? Each layer at its worst step",
+               outliers, outlier_table, lambda traced: (traced.overview,),
+               possible=lambda traced: traced.knows("token_ratio"), shared=True, order=10),
+)  # fmt: skip

@@ -12,8 +12,21 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from taqdit.activations.overview import covered_share, range_share
 from taqdit.plots.kinds import FigureKind, Of
-from taqdit.plots.style import BLUE, GREEN, PAGE, VERMILLION, new_figure, style
+from taqdit.plots.panels import OUTSIDE, PLACES, STREAMS, sites_by_place
+from taqdit.plots.style import (
+    BLUE,
+    GREEN,
+    PAGE,
+    VERMILLION,
+    Steps,
+    mark_selected,
+    new_figure,
+    sigma_axis,
+    step_ticks_on_top,
+    style,
+)
 from taqdit.plots.ticks import log_limits, log_marks
 
 if TYPE_CHECKING:
@@ -22,12 +35,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from taqdit.activations import Site
     from taqdit.activations.overview import Overview
 
-PLACES = ("qkv_in", "o_in", "fc1_in", "post_gelu")  # in the order of a block's forward
-OUTSIDE = "outside the blocks"
-STREAMS = {"img": "image", "txt": "text", "joint": "image and text"}
 LINES = {"img": "-", "txt": "--", "joint": "-."}
 DASHES = {"-": "solid", "--": "dashed", "-.": "dash-dotted"}
 COLOURS = {"img": BLUE, "txt": VERMILLION, "joint": GREEN}
@@ -58,6 +67,46 @@ def range_vs_timestep(overview: Overview, stream: str | None = None) -> Figure:
     return figure
 
 
+def range_vs_sigma(overview: Overview, selected: Steps = ()) -> Figure:
+    """How much of each site's range over all steps a single step has, against sigma.
+
+    Above from minimum to maximum, below from the 1st to the 99th percentile if these are known;
+    1 = this step alone sets the range. `selected` are the calibration steps: the titles say what
+    they see together.
+    """
+    steps = np.asarray(selected, dtype=int)
+    ends = {"min to max": (overview.low, overview.high), "p01 to p99": (overview.p01, overview.p99)}
+    known = {name: pair for name, pair in ends.items() if np.isfinite(pair).any()}
+    with style():
+        figure = new_figure(PAGE, 0.9 + 1.75 * len(known))
+        axes = figure.subplots(len(known), 1, sharex=True, squeeze=False)[:, 0]
+        for axis, (name, (low, high)) in zip(axes, known.items(), strict=True):
+            share = range_share(low, high)
+            for kind in STREAMS:
+                _bundle(axis, overview.sigmas, share[overview.where(stream=kind)], kind)
+            axis.set(ylim=(0, 1.04), ylabel=f"{name},\nshare of all steps' range")
+            axis.set_title(_covered(overview, low, high, steps), loc="left")
+            mark_selected(axis, overview.sigmas[steps])
+        sigma_axis(axes[-1])
+        step_ticks_on_top(axes[0], overview.sigmas)
+        handles, labels = axes[0].get_legend_handles_labels()
+        columns = 3 if len(handles) < 4 else 2
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+    return figure
+
+
+def _covered(overview: Overview, low: np.ndarray, high: np.ndarray, steps: np.ndarray) -> str:
+    """What share of the range of all steps the given steps see together."""
+    share = covered_share(low, high, steps)
+    if not np.isfinite(share).any():
+        return ""
+    worst = int(np.nanargmin(share))
+    return (
+        f"the calibration steps cover {100 * np.nanmedian(share):.1f} % of the median site's "
+        f"range, {100 * share[worst]:.1f} % at worst ({overview.sites[worst].name})"
+    )
+
+
 def counted(count: int, noun: str) -> str:
     """`1 site`, `2 sites`."""
     return f"{count} {noun}" + "s" * (count != 1)
@@ -67,23 +116,23 @@ def site_table(overview: Overview, field: str, stream: str | None = None) -> dic
     """A row per step, a column per site with its values of `field` (an attribute of Overview)."""
     values = getattr(overview, field)
     sites = {overview.sites[i].name: values[i] for i in _of_stream(overview, stream)}
-    return {**step_columns(overview), **sites}
+    return {**_steps(overview), **sites}
 
 
-def sites_by_place(overview: Overview, sites: np.ndarray) -> dict[str, np.ndarray]:
-    """Title of a panel -> its sites: a panel per place, one for what lies outside the blocks."""
-    panels = {place: np.intersect1d(sites, overview.where(place=place)) for place in PLACES}
-    panels[OUTSIDE] = np.setdiff1d(sites, np.concatenate(list(panels.values())))
-    return {title: members for title, members in panels.items() if len(members)}
+def range_share_table(overview: Overview, selected: Steps = ()) -> dict[str, Any]:
+    """A row per site and step: its shares of the range, and whether the step is selected."""
+    count = len(overview.sites)
+    chosen = np.isin(np.arange(len(overview.sigmas)), np.asarray(selected, dtype=int))
+    steps = {**_steps(overview), "selected": chosen.astype(int)}
+    return {
+        "site": [site.name for site in overview.sites for _ in overview.sigmas],
+        **{name: np.tile(column, count) for name, column in steps.items()},
+        "min_to_max": range_share(overview.low, overview.high).ravel(),
+        "p01_to_p99": range_share(overview.p01, overview.p99).ravel(),
+    }
 
 
-def layer(site: Site) -> str:
-    """The site's name without its place: `mm_07_img`, `uni_03`, `embed`."""
-    return site.name.rpartition(".")[0]
-
-
-def step_columns(overview: Overview) -> dict[str, np.ndarray]:
-    """What every table of all steps begins with."""
+def _steps(overview: Overview) -> dict[str, np.ndarray]:
     steps = np.arange(len(overview.sigmas))
     return {"step": steps, "sigma": overview.sigmas, "timestep": overview.timesteps}
 
@@ -127,11 +176,11 @@ def _timestep_lines(axis: Axes, overview: Overview, sites: np.ndarray, blocks: l
     for stream, line in LINES.items():
         rows = np.intersect1d(sites, overview.where(stream=stream))
         look = [colours.get(overview.sites[i].block, "black") for i in rows]
-        thin_lines(axis, overview.timesteps, overview.median_range[rows], colours=look, ls=line)
+        _lines(axis, overview.timesteps, overview.median_range[rows], colours=look, ls=line)
     axis.set_xlim(1020, -20)
 
 
-def thin_lines(
+def _lines(
     axis: Axes, x: np.ndarray, rows: np.ndarray, *, colours: Any, ls: str, **look: Any
 ) -> None:
     """Many thin lines as one artist; dots where there is a single step."""
@@ -144,6 +193,24 @@ def thin_lines(
         return
     points = np.stack([np.broadcast_to(x, rows.shape), rows], axis=2)
     axis.add_collection(LineCollection(list(points), colors=colours, ls=ls, **{"lw": 0.8, **look}))
+
+
+def _bundle(axis: Axes, sigmas: np.ndarray, rows: np.ndarray, stream: str) -> None:
+    """A thin line per site; their median bold, with a white edge that lifts it off them."""
+    from matplotlib.patheffects import withStroke
+
+    rows = rows[np.isfinite(rows).any(axis=1)]
+    if not len(rows):
+        return
+    look: dict[str, Any] = {"lw": 0.5, "alpha": 0.4 if len(rows) <= 24 else 0.2}
+    _lines(axis, sigmas, rows, colours=COLOURS[stream], ls=LINES[stream], **look)
+    look = {"lw": 1.8, "zorder": 3, "marker": "o" if len(sigmas) == 1 else None}
+    look["path_effects"] = [withStroke(linewidth=3.2, foreground="white")]
+    label = f"{STREAMS[stream]}: {counted(len(rows), 'site')}, median bold"
+    known = np.isfinite(rows).any(axis=0)
+    median = np.full(len(sigmas), np.nan)
+    median[known] = np.nanmedian(rows[:, known], axis=0)
+    axis.plot(sigmas, median, LINES[stream], color=COLOURS[stream], label=label, **look)
 
 
 def _value_axis(axis: Axes, values: np.ndarray, *, log: bool) -> None:
@@ -203,24 +270,25 @@ def _stream_handles(overview: Overview, sites: np.ndarray) -> list[Line2D]:
     return [Line2D([], [], color="black", ls=line, label=label) for line, label in lines]
 
 
-def _kind(name: str, stream: str | None, whose: str, order: int, **more: Any) -> FigureKind:
-    """The ranges of one stream, or of all."""
+def _ranges(name: str, stream: str | None, whose: str, **more: Any) -> FigureKind:
+    """`range_vs_timestep` of one stream, or of all."""
     return FigureKind(
-        f"range_vs_timestep_{name}",
-        Of.ACTIVATIONS,
-        f"Median channel range of {whose} against the timestep",
+        Of.ACTIVATIONS, f"Median channel range of {whose} against the timestep",
         partial(range_vs_timestep, stream=stream),
         partial(site_table, field="median_range", stream=stream),
-        arguments=lambda traced: (traced.overview,),
-        possible=lambda traced: stream is None or len(traced.overview.where(stream=stream)) > 0,
-        shared=True,
-        order=order,
-        **more,
-    )
+        lambda traced: (traced.overview,), name=f"range_vs_timestep_{name}", shared=True,
+        possible=lambda traced: not stream or len(traced.overview.where(stream=stream)) > 0, **more,
+    )  # fmt: skip
 
 
 FIGURES = (
-    _kind("all", None, "every layer", 1, minimal=True),
-    _kind("image", "img", "the image stream", 2),
-    _kind("text", "txt", "the text stream", 3),
-)
+    _ranges("all", None, "every layer", order=1, minimal=True),
+    _ranges("image", "img", "the image stream", order=2),
+    _ranges("text", "txt", "the text stream", order=3),
+    FigureKind(
+        Of.ACTIVATIONS,
+        "How much of its range over all steps each layer has at one; ticks: calibration steps",
+        range_vs_sigma, range_share_table,
+        lambda traced: (traced.overview, traced.selected), order=4,
+    ),
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which calibration steps are good enough: what each selection loses.
+"""Which calibration steps are good enough: what each selection loses, and how many steps it takes.
 
 A loss is in dB of SQNR: that of the best static quantizer of all steps less that of the one
 calibrated on the selection. No selection is better than 0.
@@ -13,7 +13,7 @@ import numpy as np
 
 from taqdit.analysis.scores import FITTED, ROUGH
 from taqdit.plots.kinds import FigureKind, Of
-from taqdit.plots.style import BLUE, PAGE, new_figure, style
+from taqdit.plots.style import BLUE, PAGE, integer_ticks, new_figure, series_look, style
 from taqdit.plots.ticks import log_marks
 from taqdit.quantizer import BITS
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from taqdit.analysis.scores import Scores
 
 SMALL = 0.01  # dB: nothing that a user would notice; no axis magnifies less
-BARS = 30  # largest over median loss from which their axis is logarithmic
+BARS, LINES = 30, 5  # largest over median loss from which their axis is logarithmic
 WORSE, OWN = "#a9a9a9", "#f3ead3"
 LINEAR_PART = f"linear up to {SMALL:g}, then logarithmic"
 LOSS = "loss of SQNR against the best static quantizer (dB)"
@@ -51,7 +51,7 @@ def selection_scores(scores: Scores) -> Figure:
             loss, low, high = (array[order, width] for array in numbers)
             worse = told_apart(scores, bits)[order]
             axis.set_title(f"{bits} bits", loc="left")
-            log = loss_axis(axis, "x", scores.loss, scores.loss_high, spread=BARS, room=1.4)
+            log = _loss_axis(axis, "x", scores.loss, scores.loss_high, spread=BARS, room=1.4)
             _bars(axis, loss, low, high, worse)
             if scores.own is not None:
                 axis.axhspan(*np.add(order.index(scores.own), (-0.5, 0.5)), color=OWN, zorder=0)
@@ -75,8 +75,53 @@ def selection_scores_table(scores: Scores) -> dict[str, list[Any]]:
         "own": [int(i == scores.own) for i in order],
     }
     for width, bits in enumerate(BITS):
-        table |= loss_columns(scores, order, width)
+        table |= _columns(scores, order, width)
         table[f"dynamic_gain_{bits}bit"] = [float(scores.dynamic_gain[width])] * len(order)
+    return table
+
+
+def score_versus_k(curves: Sequence[Curve], budget: float | None = None) -> Figure:
+    """Loss against the number of calibration steps, a line and a 95 % band per rule.
+
+    A panel per width. `budget` is the number at which rules are compared. The legend has the
+    lowest 8-bit loss there (without a budget: at the fewest steps) first.
+    """
+    ranked = _ranked(curves, budget)
+    counts = np.concatenate([curve.counts for curve in curves])
+    ends = [np.concatenate([getattr(c, name) for c in curves]) for name in ("loss", "loss_high")]
+    with style():
+        columns = 3 if max(len(curve.rule) for curve in curves) > 18 else 4
+        figure = new_figure(PAGE, 2.4 + 0.14 * -(-(len(curves) + 1) // columns))
+        axes = figure.subplots(1, len(BITS), sharey=True)
+        for width, (axis, bits) in enumerate(zip(axes, BITS, strict=True)):
+            _count_axis(axis, counts if budget is None else np.append(counts, budget))
+            log = _loss_axis(axis, "y", *ends, spread=LINES, room=1.05)
+            for place, curve in ranked:
+                _curve(axis, curve, width, **series_look(place))
+            if budget is not None:
+                label = f"compared at {budget:g} steps"
+                axis.axvline(budget, color="black", lw=0.8, ls=":", zorder=1, label=label)
+            axis.set_title(f"{bits} bits", loc="left")
+        axes[0].set_ylabel(LOSS.replace(" the best", "\nthe best"))
+        label = "calibration steps per trajectory"
+        label += f" (loss: {LINEAR_PART})" if log else ""
+        label += f"\n{CHOSEN}" if any(curve.fitted for curve in curves) else ""
+        figure.supxlabel(label, fontsize=8)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+    return figure
+
+
+def score_versus_k_table(curves: Sequence[Curve], budget: float | None = None) -> dict[str, Any]:
+    """A row per rule and number of steps, in the order of the legend; losses in dB."""
+    table: dict[str, list[Any]] = {"rule": [], "steps_per_trajectory": []}
+    for _, curve in _ranked(curves, budget):
+        order = _by_count(curve)
+        rows = {"rule": [curve.rule] * len(order)}
+        rows["steps_per_trajectory"] = curve.counts[order].tolist()
+        for width in range(len(BITS)):
+            rows |= _columns(curve, order, width)
+        table = {name: table.get(name, []) + column for name, column in rows.items()}
     return table
 
 
@@ -95,7 +140,7 @@ def _best_first(scores: Scores) -> list[int]:
     return np.argsort(scores.loss[:, BITS.index(8)], kind="stable").tolist()
 
 
-def loss_columns(scored: Scores | Curve, order: Sequence[int], width: int) -> dict[str, list[Any]]:
+def _columns(scored: Scores | Curve, order: Sequence[int], width: int) -> dict[str, list[Any]]:
     """Losses and the ends of their intervals at one width."""
     names, bits = ("loss", "loss_low", "loss_high"), BITS[width]
     return {f"{name}_{bits}bit": getattr(scored, name)[order, width].tolist() for name in names}
@@ -156,7 +201,7 @@ def _explain(figure: Figure, *, own: bool) -> None:
     figure.legend(handles=handles, loc="outside upper center", ncols=4, columnspacing=1.2)
 
 
-def loss_axis(
+def _loss_axis(
     axes: Axes, name: str, loss: np.ndarray, high: np.ndarray, *, spread: float, room: float
 ) -> bool:
     """From 0 to beyond the largest, `room` times as long; whether it is logarithmic.
@@ -185,20 +230,58 @@ def loss_axis(
     return log
 
 
-def _cost(analysis: Analysis) -> str:
+def _ranked(curves: Sequence[Curve], budget: float | None) -> list[tuple[int, Curve]]:
+    """Curves with their numbers: the lowest 8-bit loss nearest the budget first."""
+    target = min(curve.counts.min() for curve in curves) if budget is None else budget
+
+    def loss(pair: tuple[int, Curve]) -> float:
+        curve = pair[1]
+        value = curve.loss[np.abs(curve.counts - target).argmin(), BITS.index(8)]
+        return float(value) if np.isfinite(value) else np.inf
+
+    return sorted(enumerate(curves), key=loss)
+
+
+def _by_count(curve: Curve) -> list[int]:
+    return np.argsort(curve.counts, kind="stable").tolist()
+
+
+def _curve(axis: Axes, curve: Curve, width: int, **look: Any) -> None:
+    order = _by_count(curve)
+    x = curve.counts[order]
+    loss, low, high = (a[order, width] for a in (curve.loss, curve.loss_low, curve.loss_high))
+    name = curve.rule + FITTED * curve.fitted
+    axis.plot(x, loss, ms=2.8, lw=1.0, label=name, clip_on=False, **look)
+    if len(x) == 1:
+        axis.vlines(x, low, high, color=look["color"], lw=0.8)
+    else:
+        axis.fill_between(x, low, high, color=look["color"], alpha=0.07, lw=0)
+
+
+def _count_axis(axis: Axes, counts: np.ndarray) -> None:
+    """Logarithmic from an eightfold on: few steps are where losses change."""
+    low, high = float(counts.min()), float(counts.max())
+    if high < 8 * low:
+        gap = max(0.05 * (high - low), 1.5 if low == high else 0.0)
+        axis.set_xlim(low - gap, high + gap)
+        integer_ticks(axis.xaxis, 5)
+        return
+    axis.set(xscale="log", xlim=(low / 1.15, high * 1.15))
+    marks = log_marks(low, high, most=6)
+    axis.set_xticks(marks, labels=[f"{mark:g}" for mark in marks])
+    axis.set_xticks([], minor=True)
+
+
+def _caption(analysis: Analysis) -> str:
     compared = analysis.comparison
     return f"What calibrating on {compared.count} of {compared.num_steps} steps costs, by rule"
 
 
 FIGURES = (
-    FigureKind(
-        "selection_scores",
-        Of.ANALYSIS,
-        _cost,
-        selection_scores,
-        selection_scores_table,
-        arguments=lambda analysis: (analysis.comparison.scores,),
-        order=1,
-        minimal=True,
-    ),
-)
+    FigureKind(Of.ANALYSIS, _caption, selection_scores, selection_scores_table,
+               lambda analysis: (analysis.comparison.scores,), order=1, minimal=True),
+    FigureKind(Of.ANALYSIS, "How many calibration steps are enough?",
+               score_versus_k, score_versus_k_table,
+               lambda analysis: (analysis.comparison.curves, analysis.comparison.count),
+               shared=True, order=2),
+)  # fmt: skip

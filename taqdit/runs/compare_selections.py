@@ -9,7 +9,7 @@ from taqdit.activations.opened import ImportedStatistics
 from taqdit.analysis.compare import DT, Comparison, Traced, compare
 from taqdit.analysis.options import RULES
 from taqdit.errors import InputError
-from taqdit.plots.budgets import score_versus_k, score_versus_k_table
+from taqdit.plots.scores import score_versus_k, score_versus_k_table
 from taqdit.plots.style import save
 from taqdit.store import make_folder
 from taqdit.timestep_selection.selection import Rule
