@@ -29,7 +29,8 @@ from taqdit.models.linears import linear_paths
 from taqdit.models.options import tiny
 from taqdit.models.pipeline import PipelineModel
 from taqdit.models.spec import ModelSpec
-from taqdit.plots import options as plots
+from taqdit.plots.kinds import Of
+from taqdit.plots.options import paper
 from taqdit.report import figures
 from taqdit.runs import display as showing
 from taqdit.runs.api import open_run
@@ -312,11 +313,12 @@ def test_the_figures_of_the_analysis_are_among_the_files(again, monkeypatch):
     monkeypatch.setattr(showing, "activation_figures", lambda *_, **__: ())
     monkeypatch.setattr(showing, "latent_figures", lambda *_, **__: ())
     run = again("plots=paper", quiet=("tracking=none",))
-    wanted = [f"figures/{name}.{kind}" for name in plots.ANALYSIS for kind in ("png", "svg", "csv")]
+    names = [kind.name for kind in paper().kinds(Of.ANALYSIS)]
+    wanted = [f"figures/{name}.{kind}" for name in names for kind in ("png", "svg", "csv")]
     assert run.summary["figures"] == wanted
     assert all((run.folder / name).stat().st_size > 50 for name in wanted)
     page = (run.folder / "report.html").read_text("utf-8")
-    assert page.count('<img src="data:image/png') == len(plots.ANALYSIS)
+    assert page.count('<img src="data:image/png') == len(names) == 5
 
 
 def test_two_runs_give_the_same_bytes(first, again):

@@ -419,6 +419,7 @@ CHANGES = {  # another value for every key; `group=` another option of a group
     "analysis.budgets": [4, 8],
     "analysis.phases": "seed",
     "plots=": "minimal",
+    "plots.figures": ["outliers"],
     "plots.layers": ["mm_00_img"],
     "stages": ["conditioning"],
     "refresh": ["conditioning"],

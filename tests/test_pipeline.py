@@ -11,7 +11,8 @@ from wandb_files import read_run
 
 import taqdit as package
 from taqdit.errors import ConfigError, InputError, StorageError
-from taqdit.plots import options as plots
+from taqdit.plots.kinds import Of
+from taqdit.plots.options import paper
 from taqdit.store import read_shard
 
 TINY = (
@@ -72,7 +73,8 @@ def test_the_default_command_in_small(small):
     single = ["histogram", "ridgeline", "channel_ranges", "channel_time"]
     made = {name.split("/")[1] for name in summary["figures"] if name.endswith("png")}
     latents = {"latent_curves.png", "selection_strip.png", "image_grid.png"}
-    whole = (*plots.ANALYSIS, *plots.OVERVIEW)
+    whole = [kind.name for of in (Of.ANALYSIS, Of.ACTIVATIONS) for kind in paper().kinds(of)]
+    assert len(whole) == 15
     assert latents | {f"{name}.png" for name in whole} < made
     assert len(made) == len(latents) + len(whole) + len(single)
     (label,) = {n.removeprefix("histogram_") for n in made if n.startswith("histogram_")}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 from taqdit.errors import StorageError
 from taqdit.plots import latents, style
 from taqdit.plots import options as plots
+from taqdit.plots.kinds import figure_kinds
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_STEPS = 20
@@ -27,7 +29,8 @@ SELECTED = [0, 5, 10, 19]
 
 def curves(**changes):
     values = {"mean": MEAN, "std": STD, "low": LOW, "high": HIGH, "selected": SELECTED} | changes
-    return latents.latent_curves(SIGMAS, **values)
+    selected = values.pop("selected")
+    return latents.latent_curves(SIGMAS, SimpleNamespace(**values), selected)
 
 
 def by_label(figure):
@@ -215,10 +218,11 @@ import sys
 from pathlib import Path
 import numpy as np
 from taqdit.plots import latents, style
+from taqdit.trajectories.latents import LatentStatistics
 sigmas = np.linspace(1, 0, 11)
 out = Path(sys.argv[1])
-values = [sigmas * k for k in (1, 2, 3, 4)]
-style.save(latents.latent_curves(sigmas, *values, selected=[0, 4]), out, "curves", {"s": sigmas})
+values = LatentStatistics(*[sigmas * k for k in (1, 2, 3, 4)])
+style.save(latents.latent_curves(sigmas, values, [0, 4]), out, "curves", {"s": sigmas})
 style.save(latents.selection_strip(sigmas, [[0, 2], [1, 3]]), out, "strip", {"s": sigmas})
 images = (np.arange(2 * 64 * 64 * 3) % 255).astype(np.uint8).reshape(2, 64, 64, 3)
 style.save(latents.image_grid(images, ["a", "b"]), out, "grid", {"s": sigmas})
@@ -257,7 +261,7 @@ def test_drawing_leaves_matplotlib_as_it_was():
 
 def test_options_are_light():
     code = (
-        "import sys; from taqdit import plots; plots.paper(); plots.none();"
+        "import sys; from taqdit import plots; plots.paper(figures=['outliers']); plots.none();"
         "print([m for m in ('matplotlib', 'PIL', 'mlx') if m in sys.modules])"
     )
     assert python(code).stdout == "[]\n"
@@ -265,9 +269,8 @@ def test_options_are_light():
 
 def test_options():
     assert plots.none().figures == ()
-    assert set(plots.minimal().figures) < set(plots.paper().figures) == set(plots.FIGURES)
+    assert set(plots.minimal().figures) < set(plots.paper().figures) == set(figure_kinds())
     assert plots.paper(layers=["mm_00_img"]).layers == ("mm_00_img",)
-    assert all(callable(getattr(latents, name)) for name in plots.FIGURES[:3])
 
 
 OPTIONS = sorted((ROOT / "conf" / "plots").glob("*.yaml"))

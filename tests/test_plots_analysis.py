@@ -20,6 +20,7 @@ from matplotlib.colors import to_hex
 from test_plots_overview import PLACES, names, panel, sigmas_of, texts_drawn
 
 from taqdit.activations import Site
+from taqdit.analysis import allocation
 from taqdit.analysis.bits import BitWidths, LayerBits, protected
 from taqdit.analysis.drift import Drift
 from taqdit.analysis.selections import Curve
@@ -195,7 +196,7 @@ def recommended(layers, *, seed=0, weights=True, activations=True):
     for name in layers:
         kept = protected(name)
         traced = activations and (name in ("embed.context", "final.linear") or not kept)
-        weight, activation = rng.choice(bits.WIDTHS, 2).tolist()
+        weight, activation = rng.choice((4, 6, 8), 2).tolist()
         missed = traced and not kept and activation == 8 and rng.random() < 0.3
         pair = 8 if kept else weight, 8 if kept else activation
         sqnr = {"activation_sqnr": 15.0 if missed else 25.0} if traced else {}
@@ -673,24 +674,24 @@ def test_more_bits_go_to_the_site_that_gains_most(count, seed, odd):
     rng = np.random.default_rng(seed)
     steps = rng.uniform(0.1, 30 if odd else 14, (count, 2))  # odd: the second step may gain more
     sqnr = rng.uniform(-5, 40, (count, 1)) + np.cumsum(np.pad(steps, ((0, 0), (1, 0))), axis=1)
-    found = np.stack(bits.greedy(sqnr[:, ::-1]), axis=1)
+    found = np.stack(allocation.greedy(sqnr[:, ::-1]), axis=1)
     assert np.allclose(found, slowly(sqnr[:, ::-1]), rtol=1e-9)
 
 
 def test_the_greedy_line_is_never_below_uniform_widths_and_meets_their_ends():
     sqnr = noises(50)
-    mean, reached = bits.greedy(sqnr)
-    uniform = [bits.mean_decibel(sqnr[:, column]) for column in (2, 1, 0)]
+    mean, reached = allocation.greedy(sqnr)
+    uniform = [allocation.mean_decibel(sqnr[:, column]) for column in (2, 1, 0)]
     assert np.allclose(np.interp([4, 8], mean, reached), [uniform[0], uniform[2]])
     assert reached[mean.index(6)] > uniform[1]
     assert len(mean) == 101
 
 
 def test_mean_decibel_is_that_of_the_mean_noise():
-    assert bits.mean_decibel(np.array([10.0, 20.0])) == pytest.approx(-10 * np.log10(0.055))
-    assert bits.mean_decibel(np.array([10.0, np.nan])) == pytest.approx(10)
-    assert bits.mean_decibel(np.array([10.0, np.inf])) == pytest.approx(-10 * np.log10(0.05))
-    assert np.isnan(bits.mean_decibel(np.array([np.nan])))
+    assert allocation.mean_decibel(np.array([10.0, 20.0])) == pytest.approx(-10 * np.log10(0.055))
+    assert allocation.mean_decibel(np.array([10.0, np.nan])) == pytest.approx(10)
+    assert allocation.mean_decibel(np.array([10.0, np.inf])) == pytest.approx(-10 * np.log10(0.05))
+    assert np.isnan(allocation.mean_decibel(np.array([np.nan])))
 
 
 @pytest.mark.parametrize("case", ["both", "equal"])
@@ -709,7 +710,7 @@ def test_points_are_those_of_the_table(case):
     assert points == chosen
     uniform = [row for row in rows if row[:2] == ("activations", "uniform")]
     assert [row[2] for row in uniform] == [4, 6, 8]
-    assert uniform[0][3] == bits.mean_decibel(activations[:, 2])
+    assert uniform[0][3] == allocation.mean_decibel(activations[:, 2])
     low, high = axis.get_ylim()
     assert low < uniform[0][3] < uniform[2][3] < high
     assert axis.get_xlim() == (4, 8)
@@ -718,8 +719,8 @@ def test_points_are_those_of_the_table(case):
 def test_sites_without_numbers_are_left_out():
     sqnr = noises(9)
     more = np.concatenate([sqnr, np.full((2, 3), np.nan)])
-    assert bits.greedy(more) == bits.greedy(sqnr)
-    assert bits.greedy(more[-2:]) == ([], [])
+    assert allocation.greedy(more) == bits.greedy(sqnr)
+    assert allocation.greedy(more[-2:]) == ([], [])
     assert len(call("error_versus_bits", "weightless").axes[0].get_lines()) == 3
 
 

@@ -20,7 +20,7 @@ from scipy.special import ndtr
 
 from taqdit.activations import Site
 from taqdit.activations.overview import LayerTable
-from taqdit.plots import distribution, layers, style
+from taqdit.plots import channels, distribution, layers, style
 
 ROOT = Path(__file__).resolve().parent.parent
 GIANT = 412.0
@@ -80,8 +80,8 @@ def some(table, most):
 FIGURES = {
     "histogram": lambda table: layers.histogram_panels(table, some(table, 12)),
     "ridgeline": lambda table: layers.ridgeline(table, some(table, 16)),
-    "channel_ranges": layers.channel_ranges,
-    "channel_time": layers.channel_time,
+    "channel_ranges": channels.channel_ranges,
+    "channel_time": channels.channel_time,
 }
 
 
@@ -335,7 +335,7 @@ def test_a_bar_per_channel_and_the_top_two_percent_in_red(case):
     table = CASES[case]
     ranges = table.high.max(axis=0) - table.low.min(axis=0)
     count = max(1, int(0.02 * len(ranges)))
-    bars, _ = layers.channel_ranges(table).axes
+    bars, _ = channels.channel_ranges(table).axes
     found = bars_by_colour(bars)
     red, blue = found[style.VERMILLION], found[style.BLUE]
     assert set(red) == set(np.argsort(ranges)[-count:].tolist())
@@ -351,7 +351,7 @@ def test_a_bar_per_channel_and_the_top_two_percent_in_red(case):
     ("case", "giant"), [("planted", 3003), ("planted gelu", 4095), ("long", 0)]
 )
 def test_the_planted_channel_is_red_and_named_and_its_bar_is_not_cut(case, giant):
-    bars, ranks = layers.channel_ranges(CASES[case]).axes
+    bars, ranks = channels.channel_ranges(CASES[case]).axes
     assert giant in bars_by_colour(bars)[style.VERMILLION]
     named = {text.get_text(): text for text in bars.texts}
     assert named[str(giant)].xy[0] == giant
@@ -362,7 +362,7 @@ def test_the_planted_channel_is_red_and_named_and_its_bar_is_not_cut(case, giant
 
 
 def test_the_largest_channels_are_named_once_each_in_the_order_of_the_bars():
-    bars, _ = layers.channel_ranges(GELU).axes
+    bars, _ = channels.channel_ranges(GELU).axes
     ranges = GELU.high.max(axis=0) - GELU.low.min(axis=0)
     assert {int(text.get_text()) for text in bars.texts} == set(np.argsort(ranges)[-6:].tolist())
     places = [text.xyann[0] for text in bars.texts]
@@ -378,7 +378,7 @@ def test_the_largest_channels_are_named_once_each_in_the_order_of_the_bars():
 def test_names_of_neighbouring_channels_do_not_overlap(first):
     table = make(6144, 2, tokens=2)
     table.high[:, first : first + 6] = 300 + np.arange(6)
-    figure = layers.channel_ranges(table)
+    figure = channels.channel_ranges(table)
     renderer = drawn(figure)
     boxes = [Text.get_window_extent(text, renderer) for text in figure.axes[0].texts]
     assert len(boxes) == 6
@@ -389,13 +389,13 @@ def test_names_of_neighbouring_channels_do_not_overlap(first):
 
 
 def test_ranges_of_one_size_stand_on_a_linear_axis_from_zero():
-    bars, _ = layers.channel_ranges(NORMAL).axes
+    bars, _ = channels.channel_ranges(NORMAL).axes
     assert bars.get_yscale() == "linear"
     assert bars.get_ylim()[0] == 0
 
 
 def test_the_second_panel_sorts_the_ranges_by_rank():
-    _, ranks = layers.channel_ranges(PLANTED).axes
+    _, ranks = channels.channel_ranges(PLANTED).axes
     whole, top, median = ranks.get_lines()
     ranges = np.sort(PLANTED.high.max(axis=0) - PLANTED.low.min(axis=0))[::-1]
     assert np.array_equal(whole.get_ydata(), ranges)
@@ -408,10 +408,10 @@ def test_the_second_panel_sorts_the_ranges_by_rank():
 def test_dead_channels_and_constant_layers_have_no_bar():
     table = make(192, 3, giant=7)
     table.low[:, 50:] = table.high[:, 50:] = 0
-    bars, _ = layers.channel_ranges(table).axes
+    bars, _ = channels.channel_ranges(table).axes
     heights = bars_by_colour(bars)[style.BLUE]
     assert {heights[channel] for channel in range(50, 192)} == {bars.get_ylim()[0]}
-    constant, _ = layers.channel_ranges(CASES["zero"]).axes
+    constant, _ = channels.channel_ranges(CASES["zero"]).axes
     assert not constant.texts
     assert constant.get_title(loc="left").endswith("all 192 channels constant")
 
@@ -420,7 +420,7 @@ def test_dead_channels_and_constant_layers_have_no_bar():
 def test_rows_are_the_largest_channels_from_the_top(case, count):
     table = CASES[case]
     absmax = np.maximum(np.abs(table.low), np.abs(table.high))
-    *axes, _ = layers.channel_time(table).axes
+    *axes, _ = channels.channel_time(table).axes
     cells = np.ma.concatenate([axis.get_images()[0].get_array() for axis in axes])
     names = {}
     first = 0
@@ -438,7 +438,7 @@ def test_rows_are_the_largest_channels_from_the_top(case, count):
 
 
 def test_the_heatmap_is_logarithmic_and_time_runs_left_to_right():
-    figure = layers.channel_time(PLANTED)
+    figure = channels.channel_time(PLANTED)
     upper, lower, bar = figure.axes
     drawn(figure)
     for axis in (upper, lower):
@@ -463,7 +463,7 @@ def test_the_heatmap_is_logarithmic_and_time_runs_left_to_right():
 def test_zeros_are_grey_and_said_to_be():
     table = make(32, 4)
     table.low[2], table.high[2] = 0, 0
-    upper, lower, bar = layers.channel_time(table).axes
+    upper, lower, bar = channels.channel_time(table).axes
     for axis in (upper, lower):
         assert axis.get_images()[0].get_array().mask[:, 2].all()
         assert not axis.get_images()[0].get_array().mask[:, [0, 1, 3]].any()
@@ -496,14 +496,14 @@ def test_the_numbers_beside_the_histograms():
 
 
 def test_the_numbers_beside_the_channel_figures():
-    table = layers.channel_range_table(PLANTED)
+    table = channels.channel_range_table(PLANTED)
     style.same_length(**table)
     assert table["top"].sum() == 122
     assert table["top"][3003] == 1
     assert table["range"].argmax() == 3003
     assert table["max"][3003] == GIANT
     assert np.array_equal(table["range"], table["max"] - table["min"])
-    table = layers.channel_time_table(PLANTED)
+    table = channels.channel_time_table(PLANTED)
     style.same_length(**table)
     assert len(table["step"]) == 128 * 30
     assert table["channel"][0] == 3003
@@ -520,8 +520,8 @@ def test_files_exist_and_are_the_same_bytes_twice(tmp_path):
     tables = (
         distribution.distribution_table(NORMAL, STEPS),
         distribution.distribution_table(NORMAL, STEPS),
-        layers.channel_range_table(NORMAL),
-        layers.channel_time_table(NORMAL),
+        channels.channel_range_table(NORMAL),
+        channels.channel_time_table(NORMAL),
     )
     for name, table in zip(FIGURES, tables, strict=True):
         contents = []
@@ -539,7 +539,7 @@ def test_files_exist_and_are_the_same_bytes_twice(tmp_path):
 def test_dense_bars_are_a_picture_inside_the_vector_file(tmp_path):
     size = {}
     for name, table in (("few", NORMAL), ("many", PLANTED)):
-        _, svg, _ = style.save(layers.channel_ranges(table), tmp_path, name, {"x": [0]})
+        _, svg, _ = style.save(channels.channel_ranges(table), tmp_path, name, {"x": [0]})
         size[name] = len(svg.read_bytes())
         assert (b"<image" in svg.read_bytes()) == (name == "many")
     assert size["many"] < 300_000

@@ -17,7 +17,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.text import Text
 
 from taqdit.activations import Site
-from taqdit.activations.overview import Overview
+from taqdit.activations.overview import Overview, range_share
 from taqdit.plots import heatmaps, outliers, overview, style, ticks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -293,9 +293,9 @@ HIGH = [[1, 1, 2, 1], [3, 2, 1, 7]]
 
 
 def test_shares_of_the_range_are_the_width_of_a_step_over_that_of_all():
-    share = overview.range_share(np.array(LOW, float), np.array(HIGH, float))
+    share = range_share(np.array(LOW, float), np.array(HIGH, float))
     assert np.allclose(share, [[2 / 4, 3 / 4, 3 / 4, 1 / 4], [0.6, 0.5, 0.4, 1.0]])
-    assert np.array_equal(overview.range_share(np.zeros((1, 3)), np.zeros((1, 3))), [[1, 1, 1]])
+    assert np.array_equal(range_share(np.zeros((1, 3)), np.zeros((1, 3))), [[1, 1, 1]])
 
 
 def test_range_against_sigma_draws_each_site_its_median_and_the_selected_steps():
@@ -304,7 +304,7 @@ def test_range_against_sigma_draws_each_site_its_median_and_the_selected_steps()
     figure = overview.range_vs_sigma(made, chosen)
     ends = ((made.low, made.high), (made.p01, made.p99))
     for axis, (low, high) in zip(figure.axes, ends, strict=True):
-        share = overview.range_share(low, high)
+        share = range_share(low, high)
         drawn = lines(axis)
         assert len(drawn) == len(made.sites)
         assert sorted(line[:, 1].tolist() for line in drawn) == sorted(share.tolist())
@@ -350,7 +350,7 @@ def test_what_is_not_known_is_not_drawn():
     known = np.delete(np.arange(8), 2)
     image = whole.get_lines()[0]
     assert np.flatnonzero(np.isnan(image.get_ydata())).tolist() == [2]
-    share = overview.range_share(made.low[:, known], made.high[:, known])
+    share = range_share(made.low[:, known], made.high[:, known])
     median = np.median(share[made.where(stream="img")], axis=0)
     assert np.array_equal(image.get_ydata()[known], median)
     title = f"cover {100 * np.median(share[:, 0]):.1f} % of the median site's range"
@@ -370,7 +370,7 @@ def test_the_table_of_shares_has_a_row_per_site_and_step():
     assert table["selected"].tolist() == [0, 1, 0, 1] * 2
     assert np.allclose(table["min_to_max"], [0.5, 0.75, 0.75, 0.25, 0.6, 0.5, 0.4, 1.0])
     assert np.array_equal(table["sigma"], np.tile(made.sigmas, 2))
-    assert np.array_equal(table["p01_to_p99"], overview.range_share(made.p01, made.p99).ravel())
+    assert np.array_equal(table["p01_to_p99"], range_share(made.p01, made.p99).ravel())
 
 
 @pytest.mark.parametrize("name", ["tiny", "sd3_medium", "unified"])

@@ -230,6 +230,29 @@ def _stretch(begin: float, end: float, bins: int) -> np.ndarray:
     return np.asarray(begin + (end - begin) * (share if far < 4 else share**3))
 
 
+def range_share(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """high - low of each step over the range of all steps, (S, n) in 0 .. 1; 1 if that is 0."""
+    return _ratio(high - low, _widest(low, high)[:, None])
+
+
+def covered_share(low: np.ndarray, high: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Range of the given steps (k,) together over that of all steps, (S,) in 0 .. 1; 1 if that is
+    0, NaN if nothing is known or no step is given."""
+    if not len(steps):
+        return np.full(len(low), np.nan)
+    return _ratio(_widest(low[:, steps], high[:, steps]), _widest(low, high))
+
+
+def _widest(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """From the lowest to the highest of all steps, (S,), without those that are NaN."""
+    return np.asarray(np.fmax.reduce(high, axis=1) - np.fmin.reduce(low, axis=1))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole; 1 where both are zero."""
+    return np.where(whole == 0, 1.0, part / np.where(whole == 0, 1.0, whole))
+
+
 def per_site(
     layout: Layout, per_channel: np.ndarray, reduce: Callable[[np.ndarray], float]
 ) -> np.ndarray:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from taqdit import config
 from taqdit.config.arguments import Arguments
 from taqdit.errors import ConfigError
-from taqdit.plots.options import LAYER, fits
+from taqdit.plots.kinds import Of
+from taqdit.plots.options import fits
 from taqdit.stages.plan import Plan
 from taqdit.tracking.dashboard import Contents, push
 
@@ -70,8 +71,9 @@ def contents_of(plan: Plan) -> Contents:
 
 def _figures(plan: Plan) -> Iterator[str]:
     """The names of the figures; those of single layers where the plan names the layers."""
+    single = [kind.name for kind in plan.plots.kinds(Of.LAYER)]
     for name in plan.plots.figures:
-        if name in LAYER:
+        if name in single:
             layers = [
                 each.site.label
                 for each in plan.traced

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from taqdit.analysis.allocation import greedy, mean_decibel, suggested, weight_sqnr
+from taqdit.plots.kinds import FigureKind, Of
 from taqdit.plots.style import BLUE, COLUMN, GREY, PAGE, VERMILLION, new_figure, style
 from taqdit.quantizer import BITS
 
@@ -15,11 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from taqdit.analysis.analyse import Analysis
     from taqdit.analysis.bits import BitWidths, LayerBits
 
-WIDTHS = tuple(sorted(BITS))
 SHADES = ("#cfe1f2", "#5b9fd0", "#0b3a66")  # fewest bits lightest: greyscale keeps the order
-UNKNOWN = len(WIDTHS)  # the colour after those of the widths
+UNKNOWN = len(BITS)  # the colour after those of the widths
 STREAMS = ("img", "txt", "uni")
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "adaln")
 PARTS = ("weights", "activations")
@@ -81,7 +83,6 @@ def bits_per_layer_table(bits: BitWidths) -> dict[str, list[Any]]:
 def error_versus_bits(
     activations: np.ndarray,
     weights: np.ndarray | None = None,
-    *,
     chosen: Sequence[tuple[float, float]] = (),
 ) -> Figure:
     """What error an average number of bits buys: SQNR against bits, both over the sites.
@@ -106,9 +107,9 @@ def error_versus_bits(
                     axis.plot(
                         bits[rows], sqnr[rows], label=f"{part}: {kind}", clip_on=False, **look
                     )
-        axis.set(xlabel="mean bits over sites or linears", xlim=(WIDTHS[0], WIDTHS[-1]))
+        axis.set(xlabel="mean bits over sites or linears", xlim=(min(BITS), max(BITS)))
         axis.set_ylabel("SQNR of the mean\nnoise-to-signal ratio (dB)")
-        axis.set_xticks(range(WIDTHS[0], WIDTHS[-1] + 1))
+        axis.set_xticks(range(min(BITS), max(BITS) + 1))
         if axis.lines:
             figure.legend(loc="outside upper center", ncols=2 if weights is not None else 1)
         else:
@@ -119,7 +120,6 @@ def error_versus_bits(
 def error_versus_bits_table(
     activations: np.ndarray,
     weights: np.ndarray | None = None,
-    *,
     chosen: Sequence[tuple[float, float]] = (),
 ) -> dict[str, list[Any]]:
     """A row per point: what, how the widths were given out, mean bits, dB."""
@@ -131,46 +131,12 @@ def error_versus_bits_table(
         rows += [(part, "greedy", *point) for point in zip(*greedy(sqnr), strict=True)]
         rows += [
             (part, "uniform", float(bits), mean_decibel(sqnr[:, BITS.index(bits)]))
-            for bits in WIDTHS
+            for bits in reversed(BITS)
         ]
         if part in recommended:
             rows.append((part, "recommended", *recommended[part]))
     names = ("what", "how", "bits", "sqnr")
     return {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-
-
-def greedy(sqnr: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean bits and dB as sites (S, 3) get more bits: all start at the fewest, and the next step up
-    goes to the site whose noise-to-signal ratio falls most. Sites without numbers are left out."""
-    known = sqnr[~np.isnan(sqnr).any(axis=1)]
-    if not len(known):
-        return [], []
-    noise = _noise(known[:, [BITS.index(bits) for bits in WIDTHS]])
-    gains = -np.diff(noise, axis=1)
-    # a site's second step up comes after its first, and at once if it gains more
-    order = np.argsort(-np.minimum.accumulate(gains, axis=1), axis=None, kind="stable")
-    added = np.tile(np.diff(WIDTHS), len(known))[order]
-    bits = WIDTHS[0] + np.append(0, np.cumsum(added)) / len(known)
-    # summed from the end, where the noise is least, so that nothing is lost to rounding
-    left = np.cumsum(np.append(noise[:, -1].sum(), gains.ravel()[order][::-1]))[::-1]
-    return bits.tolist(), _decibel(left / len(known)).tolist()
-
-
-def mean_decibel(sqnr: np.ndarray) -> float:
-    """SQNR of the mean noise-to-signal ratio of layers, dB, from theirs: what their errors add up
-    to. NaN are left out; NaN if there is no other."""
-    known = sqnr[~np.isnan(sqnr)]
-    return float(_decibel(_noise(known).mean())) if len(known) else float("nan")
-
-
-def _noise(sqnr: np.ndarray) -> np.ndarray:
-    """Noise-to-signal ratio; 0 where the SQNR is Inf."""
-    return 10 ** (-np.asarray(sqnr, np.float64) / 10)
-
-
-def _decibel(noise: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return -10 * np.log10(noise)
 
 
 def _cell(layer: str) -> Cell | None:
@@ -231,7 +197,7 @@ def _map(
     cells = np.full(shape, np.nan)
     for number, place in at.items():
         width = _width(bits.layers[number], part)
-        cells[place] = UNKNOWN if width is None else WIDTHS.index(width)
+        cells[place] = UNKNOWN if width is None else BITS[::-1].index(width)
     edges = [np.arange(count + 1) - 0.5 for count in shape[::-1]]
     look: dict[str, Any] = {"cmap": ListedColormap([*SHADES, GREY]), "edgecolors": "white"}
     axis.pcolormesh(
@@ -281,7 +247,7 @@ def _explain(figure: Figure, bits: BitWidths, parts: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    colours = zip(WIDTHS, SHADES, strict=True)
+    colours = zip(reversed(BITS), SHADES, strict=True)
     handles: list[Any] = [Patch(facecolor=c, label=f"{width} bits") for width, c in colours]
     if any(_width(each, part) is None for each in bits.layers for part in parts):
         handles.append(
@@ -298,3 +264,17 @@ def _explain(figure: Figure, bits: BitWidths, parts: Sequence[str]) -> None:
             handles.append(Line2D([], [], label=text, **look))
     look = {"handlelength": 1.2, "columnspacing": 1.2, "ncols": len(handles)}
     figure.legend(handles=handles, loc="outside upper center", **look)
+
+
+def _errors(analysis: Analysis) -> tuple[Any, ...]:
+    return analysis.comparison.scores.oracle, weight_sqnr(analysis), suggested(analysis)
+
+
+FIGURES = (
+    FigureKind(Of.ANALYSIS, "Suggested bits of every linear's weight and input",
+               bits_per_layer, bits_per_layer_table, lambda analysis: (analysis.bits,),
+               possible=lambda analysis: bool(analysis.bits.layers), shared=True, order=4),
+    FigureKind(Of.ANALYSIS,
+               "What bits buy: given where they gain most, to all alike, and as suggested",
+               error_versus_bits, error_versus_bits_table, _errors, shared=True, order=5),
+)  # fmt: skip

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taqdit.plots.scores import DASHES, MARKERS
-from taqdit.plots.style import PAGE, new_figure, style
+from taqdit.plots.style import DASHES, PAGE, new_figure, series_look, style
 from taqdit.quantizer import BITS
 
 if TYPE_CHECKING:
@@ -190,15 +189,8 @@ def ranges_over_time_table(
 
 
 def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Name -> colour, dash and marker: seven colours, then again in another dash."""
-    return {
-        name: {
-            "color": f"C{place % 7}",
-            "ls": DASHES[(place // 7) % len(DASHES)],
-            "marker": MARKERS[place % len(MARKERS)],
-        }
-        for place, name in enumerate(dict.fromkeys(names))
-    }
+    """Name -> colour, dash and marker."""
+    return {name: series_look(place) for place, name in enumerate(dict.fromkeys(names))}
 
 
 def _looks_by_part(names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from taqdit.analysis.drift import phase_names
-from taqdit.plots.overview import OUTSIDE, PLACES, layer
-from taqdit.plots.panels import label_rows, log_ticks, panel_height, panel_title, panels_of
+from taqdit.plots.kinds import FigureKind, Of
+from taqdit.plots.panels import (
+    OUTSIDE,
+    PLACES,
+    label_rows,
+    layer,
+    log_ticks,
+    panel_height,
+    panel_title,
+    panels_of,
+)
 from taqdit.plots.style import GREY, PAGE, VERMILLION, new_figure, step_ticks_on_top, style
 from taqdit.plots.ticks import log_limits
 
@@ -194,3 +203,11 @@ def _explain(figure: Figure, drift: Drift, *, grey: bool) -> None:
         handles.append(Patch(facecolor=GREY, label="no such site or no value"))
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=3)
+
+
+FIGURES = (
+    FigureKind(Of.ANALYSIS,
+               "How far the values of each site move from step to step, and where phases begin",
+               drift_heatmap, drift_heatmap_table, lambda analysis: (analysis.drift,),
+               possible=lambda analysis: analysis.drift.distance.size > 0, shared=True, order=3),
+)  # fmt: skip

@@ -6,13 +6,15 @@ per place, all on one colour scale; image layers above text layers, each in the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from taqdit.plots.overview import OUTSIDE
-from taqdit.plots.panels import label_rows, log_ticks, panel_height, panel_title, panels_of
+from taqdit.plots.kinds import FigureKind, Of
+from taqdit.plots.overview import site_table
+from taqdit.plots.panels import OUTSIDE, label_rows, log_ticks, panel_height, panel_title, panels_of
 from taqdit.plots.style import COLUMN, GREY, PAGE, new_figure, style
 from taqdit.plots.ticks import log_limits
 
@@ -134,3 +136,22 @@ def _positive(values: np.ndarray) -> np.ndarray:
 def _largest(values: np.ndarray) -> float:
     """The largest finite value, 1 if there is none above zero."""
     return float(max(values[np.isfinite(values)], default=0.0)) or 1.0
+
+
+def _kind(figure: Callable[[Overview], Figure], field: str, caption: str, order: int) -> FigureKind:
+    """A heatmap of that field of an Overview."""
+    return FigureKind(
+        Of.ACTIVATIONS, caption, figure, partial(site_table, field=field),
+        lambda traced: (traced.overview,), possible=lambda traced: traced.knows(field),
+        shared=True, order=order,
+    )  # fmt: skip
+
+
+FIGURES = (
+    _kind(absmax_heatmap, "absmax", "Largest magnitude by layer and step", 5),
+    _kind(heatmap_mean, "mean", "Mean, median over channels, by layer and step", 6),
+    _kind(heatmap_std, "std", "Standard deviation, median over channels, by layer and step", 7),
+    _kind(negative_fraction_heatmap, "negative", "Share of values below zero by layer and step", 8),
+    _kind(kurtosis_heatmap, "kurtosis",
+          "Kurtosis by layer and step: how heavy the tails are (3 for a Gaussian)", 9),
+)  # fmt: skip

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from taqdit.plots.kinds import FigureKind, Of, Sampled
 from taqdit.plots.style import (
     BLUE,
     COLUMN,
@@ -33,20 +34,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from taqdit.trajectories.latents import LatentStatistics
 
-def latent_curves(
-    sigmas: np.ndarray,
-    mean: np.ndarray,
-    std: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    *,
-    selected: Steps = (),
-) -> Figure:
+MOST_PICTURES = 36  # in one grid
+
+
+def latent_curves(sigmas: np.ndarray, latents: LatentStatistics, selected: Steps = ()) -> Figure:
     """Mean, spread and extremes of the latents against sigma, noise on the left, image right.
 
     All arrays are (n + 1,); `selected` are the steps that become calibration points.
     """
+    mean, std, low, high = latents.mean, latents.std, latents.low, latents.high
     same_length(sigmas=sigmas, mean=mean, std=std, low=low, high=high)
     with style():
         figure = new_figure(COLUMN, 3.6)
@@ -66,6 +64,22 @@ def latent_curves(
         step_ticks_on_top(upper, sigmas)
         figure.legend(loc="outside upper center", ncols=3)
     return figure
+
+
+def latent_curves_table(
+    sigmas: np.ndarray, latents: LatentStatistics, selected: Steps = ()
+) -> dict[str, Any]:
+    """A row per latent."""
+    steps = np.arange(len(sigmas))
+    return {
+        "step": steps,
+        "sigma": sigmas,
+        "mean": latents.mean,
+        "std": latents.std,
+        "min": latents.low,
+        "max": latents.high,
+        "selected": np.isin(steps, np.asarray(selected, dtype=int)).astype(int),
+    }
 
 
 def image_grid(
@@ -93,6 +107,11 @@ def image_grid(
     return figure
 
 
+def image_grid_table(images: np.ndarray, captions: Sequence[str]) -> dict[str, Any]:
+    """A row per image."""
+    return {"trajectory": list(range(len(images))), "prompt": captions}
+
+
 def selection_strip(sigmas: np.ndarray, steps_per_trajectory: Sequence[Steps]) -> Figure:
     """Which steps become calibration points: a row per trajectory (one for all if they agree) over
     the step; below, how many points each sigma gets.
@@ -118,6 +137,18 @@ def selection_strip(sigmas: np.ndarray, steps_per_trajectory: Sequence[Steps]) -
         made = f"{counts.sum():,} points from {len(chosen):,} trajectories"
         by_step.set_title(f"{made}, {len(used)} of {len(counts)} steps used", loc="left")
     return figure
+
+
+def selection_strip_table(
+    sigmas: np.ndarray, steps_per_trajectory: Sequence[Steps]
+) -> dict[str, list[Any]]:
+    """A row per calibration point."""
+    points = [(index, step) for index, steps in enumerate(steps_per_trajectory) for step in steps]
+    return {
+        "trajectory": [index for index, _ in points],
+        "step": [step for _, step in points],
+        "sigma": [sigmas[step] for _, step in points],
+    }
 
 
 def _chosen(steps_per_trajectory: Sequence[Steps], *, num_steps: int) -> np.ndarray:
@@ -173,3 +204,29 @@ def _wrapped(caption: str, *, width: float, size: float, lines: int = 4) -> str:
         kept = made[-1][: room(made[-1] + " …") - 2]
         made[-1] = (kept if kept == made[-1] else kept.rsplit(" ", 1)[0].rstrip()) + " …"
     return "\n".join(made[1:])
+
+
+def _curves(sampled: Sampled) -> tuple[np.ndarray, LatentStatistics | None, list[int]]:
+    selected = sorted({step for steps in sampled.chosen for step in steps})
+    return sampled.trajectories.sigmas, sampled.latents, selected
+
+
+def _pictures(sampled: Sampled) -> tuple[np.ndarray, list[str]]:
+    trajectories = sampled.trajectories
+    indices = range(min(len(trajectories), MOST_PICTURES))
+    texts = [trajectories.prompts.text(index) for index in indices]
+    return np.stack([trajectories.picture(index) for index in indices]), texts
+
+
+FIGURES = (
+    FigureKind(Of.TRAJECTORIES, "The sampled images with their prompts",
+               image_grid, image_grid_table, _pictures,
+               possible=lambda sampled: sampled.images, shared=True, order=1, minimal=True),
+    FigureKind(Of.TRAJECTORIES,
+               "Latents against sigma: mean, spread, extremes; ticks mark the calibration steps",
+               latent_curves, latent_curves_table, _curves,
+               possible=lambda sampled: sampled.latents is not None, order=2, minimal=True),
+    FigureKind(Of.TRAJECTORIES, "The steps that become calibration points",
+               selection_strip, selection_strip_table,
+               lambda sampled: (sampled.trajectories.sigmas, sampled.chosen), order=3),
+)  # fmt: skip

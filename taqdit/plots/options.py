@@ -1,41 +1,17 @@
-"""Which figures a run draws: options of the config group `plots`.
-
-The modules of this package hold one function per figure: it takes a table and returns a Figure.
-Importing this package is light: matplotlib is imported by the functions that draw, pyplot never.
-"""
+"""Which figures a run draws: options of the config group `plots`. Importing this is light."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from taqdit.activations import Site
+from taqdit.errors import require
+from taqdit.plots.kinds import FigureKind, Of, figure_kinds
 
 __all__ = ["PlotOptions", "minimal", "none", "paper"]
-
-OVERVIEW = (
-    "range_vs_timestep_all",
-    "range_vs_timestep_image",
-    "range_vs_timestep_text",
-    "range_vs_sigma",
-    "absmax_heatmap",
-    "heatmap_mean",
-    "heatmap_std",
-    "negative_fraction_heatmap",
-    "kurtosis_heatmap",
-    "outliers",
-)
-ANALYSIS = (
-    "selection_scores",
-    "score_versus_k",
-    "drift_heatmap",
-    "bits_per_layer",
-    "error_versus_bits",
-)
-LAYER = ("histogram", "ridgeline", "channel_ranges", "channel_time")  # one of each per layer
-FIGURES = ("latent_curves", "image_grid", "selection_strip", *ANALYSIS, *OVERVIEW, *LAYER)
-MINIMAL = ("latent_curves", "image_grid", "range_vs_timestep_all", "selection_scores")
 
 
 @dataclass(frozen=True)
@@ -44,21 +20,30 @@ class PlotOptions:
 
     `layers` are patterns for the figures of single layers: a layer is named as its figures are
     (`mm_00_img`, `mm_00_img_qkv_in`) or as its site is (`mm_00_img.qkv_in`). None: the post-GELU
-    layer whose largest channel stands out most.
+    layer whose largest channel stands out most. Raises ConfigError for a figure that there is not.
     """
 
     figures: tuple[str, ...]
     layers: tuple[str, ...] | None
     formats: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        known = figure_kinds() if self.figures else {}
+        require(*((name in known, _unknown(name, known)) for name in self.figures))
+
+    def kinds(self, of: Of) -> list[FigureKind]:
+        """Those of the figures that are drawn of this, in the order of the report."""
+        known = figure_kinds() if self.figures else {}
+        return [kind for kind in known.values() if kind.of is of and kind.name in self.figures]
+
     def problems(self, sites: Iterable[Site]) -> list[str]:
         """One text per pattern of `layers` that fits none of the sites."""
-        there = list(sites)
-        labels = ", ".join(site.label for site in there[:8])
+        traced = list(sites)
+        labels = ", ".join(site.label for site in traced[:8])
         return [
-            f"layers: {pattern!r} matches none of the {len(there)} traced layers ({labels} ..)"
+            f"layers: {pattern!r} matches none of the {len(traced)} traced layers ({labels} ..)"
             for pattern in self.layers or ()
-            if there and not any(fits(site, pattern) for site in there)
+            if traced and not any(fits(site, pattern) for site in traced)
         ]
 
 
@@ -67,21 +52,35 @@ def fits(site: Site, pattern: str) -> bool:
     return fnmatchcase(site.label, pattern) or fnmatchcase(site.name, pattern)
 
 
-def paper(*, layers: Sequence[str] | None = None) -> PlotOptions:
-    """Every figure as PNG and SVG."""
-    return PlotOptions(FIGURES, _layers(layers), ("png", "svg"))
+def paper(
+    *, figures: Sequence[str] | None = None, layers: Sequence[str] | None = None
+) -> PlotOptions:
+    """The figures that are named, every one by default, as PNG and SVG."""
+    names = tuple(figure_kinds() if figures is None else figures)
+    return PlotOptions(names, _layers(layers), ("png", "svg"))
 
 
-def minimal(*, layers: Sequence[str] | None = None) -> PlotOptions:
-    """The latent curves, the images, the range of every layer against the timestep, and what
-    selections cost, as PNG."""
-    return PlotOptions(MINIMAL, _layers(layers), ("png",))
+def minimal(
+    *, figures: Sequence[str] | None = None, layers: Sequence[str] | None = None
+) -> PlotOptions:
+    """The figures that are named, by default the latent curves, the images, the range of every
+    layer against the timestep, and what selections cost, as PNG."""
+    few = (name for name, kind in figure_kinds().items() if kind.minimal)
+    return PlotOptions(tuple(few if figures is None else figures), _layers(layers), ("png",))
 
 
-def none(*, layers: Sequence[str] | None = None) -> PlotOptions:
+def none(
+    *, figures: Sequence[str] | None = None, layers: Sequence[str] | None = None
+) -> PlotOptions:
     """No figure."""
     return PlotOptions((), _layers(layers), ())
 
 
 def _layers(layers: Sequence[str] | None) -> tuple[str, ...] | None:
     return None if layers is None else tuple(layers)
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    meant = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+    return f"figures: {name!r} is no figure; {meant}"

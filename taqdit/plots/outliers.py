@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taqdit.plots.overview import PLACES
+from taqdit.plots.kinds import FigureKind, Of
+from taqdit.plots.panels import PLACES
 from taqdit.plots.style import GREY, PAGE, new_figure, style
 from taqdit.plots.ticks import log_marks
 from taqdit.words import counted
@@ -179,3 +180,11 @@ def _cost(
     crossings += sum(each.intersects_bbox(box) or each.intersects_path(line) for each in leaders)
     points = 10 * box.count_contains(dots) + 3 * box.padded(6).count_contains(dots)
     return 1e6 * (not inside) + 1e4 * names + 100 * crossings + points + spot.far / 4
+
+
+FIGURES = (
+    FigureKind(Of.ACTIVATIONS,
+               "Is an outlier a channel or a few tokens? Each layer at its worst step",
+               outliers, outlier_table, lambda traced: (traced.overview,),
+               possible=lambda traced: traced.knows("token_ratio"), shared=True, order=10),
+)  # fmt: skip

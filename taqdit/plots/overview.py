@@ -7,10 +7,14 @@ from the noise on the left to the image on the right.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from taqdit.activations.overview import covered_share, range_share
+from taqdit.plots.kinds import FigureKind, Of
+from taqdit.plots.panels import OUTSIDE, PLACES, STREAMS, sites_by_place
 from taqdit.plots.style import (
     BLUE,
     GREEN,
@@ -32,12 +36,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from taqdit.activations import Site
     from taqdit.activations.overview import Overview
 
-PLACES = ("qkv_in", "o_in", "fc1_in", "post_gelu")  # in the order of a block's forward
-OUTSIDE = "outside the blocks"
-STREAMS = {"img": "image", "txt": "text", "joint": "image and text"}
 LINES = {"img": "-", "txt": "--", "joint": "-."}
 DASHES = {"-": "solid", "--": "dashed", "-.": "dash-dotted"}
 COLOURS = {"img": BLUE, "txt": VERMILLION, "joint": GREEN}
@@ -96,32 +96,16 @@ def range_vs_sigma(overview: Overview, selected: Steps = ()) -> Figure:
     return figure
 
 
-def range_share(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """high - low of each step over the range of all steps, (S, n) in 0 .. 1; 1 if that is 0."""
-    return _ratio(high - low, _widest(low, high)[:, None])
-
-
 def _covered(overview: Overview, low: np.ndarray, high: np.ndarray, steps: np.ndarray) -> str:
     """What share of the range of all steps the given steps see together."""
-    part = _widest(low[:, steps], high[:, steps]) if len(steps) else np.array([np.nan])
-    if not np.isfinite(part).any():
+    share = covered_share(low, high, steps)
+    if not np.isfinite(share).any():
         return ""
-    share = _ratio(part, _widest(low, high))
     worst = int(np.nanargmin(share))
     return (
         f"the calibration steps cover {100 * np.nanmedian(share):.1f} % of the median site's "
         f"range, {100 * share[worst]:.1f} % at worst ({overview.sites[worst].name})"
     )
-
-
-def _widest(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """From the lowest to the highest of all steps, (S,), without those that are NaN."""
-    return np.asarray(np.fmax.reduce(high, axis=1) - np.fmin.reduce(low, axis=1))
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole; 1 where both are zero."""
-    return np.where(whole == 0, 1.0, part / np.where(whole == 0, 1.0, whole))
 
 
 def site_table(overview: Overview, field: str, stream: str | None = None) -> dict[str, Any]:
@@ -142,18 +126,6 @@ def range_share_table(overview: Overview, selected: Steps = ()) -> dict[str, Any
         "min_to_max": range_share(overview.low, overview.high).ravel(),
         "p01_to_p99": range_share(overview.p01, overview.p99).ravel(),
     }
-
-
-def sites_by_place(overview: Overview, sites: np.ndarray) -> dict[str, np.ndarray]:
-    """Title of a panel -> its sites: a panel per place, one for what lies outside the blocks."""
-    panels = {place: np.intersect1d(sites, overview.where(place=place)) for place in PLACES}
-    panels[OUTSIDE] = np.setdiff1d(sites, np.concatenate(list(panels.values())))
-    return {title: members for title, members in panels.items() if len(members)}
-
-
-def layer(site: Site) -> str:
-    """The site's name without its place: `mm_07_img`, `uni_03`, `embed`."""
-    return site.name.rpartition(".")[0]
 
 
 def _steps(overview: Overview) -> dict[str, np.ndarray]:
@@ -292,3 +264,27 @@ def _stream_handles(overview: Overview, sites: np.ndarray) -> list[Line2D]:
     found = {overview.sites[i].stream for i in sites}
     lines = [(LINES[stream], STREAMS[stream]) for stream in STREAMS if stream in found]
     return [Line2D([], [], color="black", ls=line, label=label) for line, label in lines]
+
+
+def _ranges(name: str, stream: str | None, whose: str, **more: Any) -> FigureKind:
+    """`range_vs_timestep` of one stream, or of all."""
+    return FigureKind(
+        Of.ACTIVATIONS, f"Median channel range of {whose} against the timestep",
+        partial(range_vs_timestep, stream=stream),
+        partial(site_table, field="median_range", stream=stream),
+        lambda traced: (traced.overview,), name=f"range_vs_timestep_{name}", shared=True,
+        possible=lambda traced: not stream or len(traced.overview.where(stream=stream)) > 0, **more,
+    )  # fmt: skip
+
+
+FIGURES = (
+    _ranges("all", None, "every layer", order=1, minimal=True),
+    _ranges("image", "img", "the image stream", order=2),
+    _ranges("text", "txt", "the text stream", order=3),
+    FigureKind(
+        Of.ACTIVATIONS,
+        "How much of its range over all steps each layer has at one; ticks: calibration steps",
+        range_vs_sigma, range_share_table,
+        lambda traced: (traced.overview, traced.selected), order=4,
+    ),
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Panels of a heatmap: one per place, a row per layer; their rows, heights and labels."""
+"""Panels of all sites, one per place; in a heatmap a row per layer: rows, heights and labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from taqdit.plots.overview import OUTSIDE, PLACES, STREAMS, layer
 from taqdit.plots.ticks import log_marks
 
 if TYPE_CHECKING:
@@ -16,9 +15,20 @@ if TYPE_CHECKING:
     from matplotlib.colorbar import Colorbar
 
     from taqdit.activations import Site
+    from taqdit.activations.overview import Overview
 
+PLACES = ("qkv_in", "o_in", "fc1_in", "post_gelu")  # in the order of a block's forward
+OUTSIDE = "outside the blocks"
+STREAMS = {"img": "image", "txt": "text", "joint": "image and text"}
 Panel = tuple[list["Site"], np.ndarray]  # a site of each row's layer, cells (rows, n)
 LINE = 0.125  # inches that a row label takes
+
+
+def sites_by_place(overview: Overview, sites: np.ndarray) -> dict[str, np.ndarray]:
+    """Title of a panel -> its sites: a panel per place, one for what lies outside the blocks."""
+    panels = {place: np.intersect1d(sites, overview.where(place=place)) for place in PLACES}
+    panels[OUTSIDE] = np.setdiff1d(sites, np.concatenate(list(panels.values())))
+    return {title: members for title, members in panels.items() if len(members)}
 
 
 def panels_of(sites: Sequence[Site], values: np.ndarray) -> dict[str, Panel]:
@@ -41,6 +51,11 @@ def panels_of(sites: Sequence[Site], values: np.ndarray) -> dict[str, Panel]:
     if outside:
         made[OUTSIDE] = [sites[i] for i in outside], values[outside]
     return made
+
+
+def layer(site: Site) -> str:
+    """The site's name without its place: `mm_07_img`, `uni_03`, `embed`."""
+    return site.name.rpartition(".")[0]
 
 
 def panel_height(rows: int) -> float:

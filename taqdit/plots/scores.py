@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taqdit.analysis.scores import FITTED, ROUGH
-from taqdit.plots.style import BLUE, PAGE, integer_ticks, new_figure, style
+from taqdit.plots.kinds import FigureKind, Of
+from taqdit.plots.style import BLUE, PAGE, integer_ticks, new_figure, series_look, style
 from taqdit.plots.ticks import log_marks
 from taqdit.quantizer import BITS
 
@@ -21,14 +22,13 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+    from taqdit.analysis.analyse import Analysis
     from taqdit.analysis.scores import Scores
     from taqdit.analysis.selections import Curve
 
 SMALL = 0.01  # dB: nothing that a user would notice; no axis magnifies less
 BARS, LINES = 30, 5  # largest over median loss from which their axis is logarithmic
 WORSE, OWN = "#a9a9a9", "#f3ead3"
-DASHES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (1, 1)))
-MARKERS = "os^DvPX*<>"
 LINEAR_PART = f"linear up to {SMALL:g}, then logarithmic"
 LOSS = "loss of SQNR against the best static quantizer (dB)"
 CHOSEN = f"{FITTED} steps chosen from these statistics"
@@ -75,7 +75,7 @@ def selection_scores_table(scores: Scores) -> dict[str, list[Any]]:
         "own": [int(i == scores.own) for i in order],
     }
     for width, bits in enumerate(BITS):
-        table |= _columns(bits, scores.loss, scores.loss_low, scores.loss_high, order, width)
+        table |= _columns(scores, order, width)
         table[f"dynamic_gain_{bits}bit"] = [float(scores.dynamic_gain[width])] * len(order)
     return table
 
@@ -97,7 +97,7 @@ def score_versus_k(curves: Sequence[Curve], budget: float | None = None) -> Figu
             _count_axis(axis, counts if budget is None else np.append(counts, budget))
             log = _loss_axis(axis, "y", *ends, spread=LINES, room=1.05)
             for place, curve in ranked:
-                _curve(axis, curve, width, **_look(place))
+                _curve(axis, curve, width, **series_look(place))
             if budget is not None:
                 label = f"compared at {budget:g} steps"
                 axis.axvline(budget, color="black", lw=0.8, ls=":", zorder=1, label=label)
@@ -119,8 +119,8 @@ def score_versus_k_table(curves: Sequence[Curve], budget: float | None = None) -
         order = _by_count(curve)
         rows = {"rule": [curve.rule] * len(order)}
         rows["steps_per_trajectory"] = curve.counts[order].tolist()
-        for width, bits in enumerate(BITS):
-            rows |= _columns(bits, curve.loss, curve.loss_low, curve.loss_high, order, width)
+        for width in range(len(BITS)):
+            rows |= _columns(curve, order, width)
         table = {name: table.get(name, []) + column for name, column in rows.items()}
     return table
 
@@ -140,24 +140,14 @@ def _best_first(scores: Scores) -> list[int]:
     return np.argsort(scores.loss[:, BITS.index(8)], kind="stable").tolist()
 
 
-def _columns(
-    bits: int,
-    loss: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    order: Sequence[int],
-    width: int,
-) -> dict[str, list[Any]]:
-    ends = {"loss": loss, "loss_low": low, "loss_high": high}
-    return {f"{name}_{bits}bit": array[order, width].tolist() for name, array in ends.items()}
+def _columns(scored: Scores | Curve, order: Sequence[int], width: int) -> dict[str, list[Any]]:
+    """Losses and the ends of their intervals at one width."""
+    names, bits = ("loss", "loss_low", "loss_high"), BITS[width]
+    return {f"{name}_{bits}bit": getattr(scored, name)[order, width].tolist() for name in names}
 
 
 def _named(scores: Scores, number: int) -> str:
-    return f"{scores.label(number)} ({_count(scores.counts[number])})"
-
-
-def _count(points: float) -> str:
-    return f"{round(float(points), 1):g}"
+    return f"{scores.label(number)} ({round(float(scores.counts[number]), 1):g})"
 
 
 def _dynamic_note(gains: np.ndarray) -> str:
@@ -256,12 +246,6 @@ def _by_count(curve: Curve) -> list[int]:
     return np.argsort(curve.counts, kind="stable").tolist()
 
 
-def _look(place: int) -> dict[str, Any]:
-    """Seven colours, then again in another dash; a marker of its own."""
-    dash = DASHES[(place // 7) % len(DASHES)]
-    return {"color": f"C{place % 7}", "ls": dash, "marker": MARKERS[place % len(MARKERS)]}
-
-
 def _curve(axis: Axes, curve: Curve, width: int, **look: Any) -> None:
     order = _by_count(curve)
     x = curve.counts[order]
@@ -286,3 +270,18 @@ def _count_axis(axis: Axes, counts: np.ndarray) -> None:
     marks = log_marks(low, high, most=6)
     axis.set_xticks(marks, labels=[f"{mark:g}" for mark in marks])
     axis.set_xticks([], minor=True)
+
+
+def _caption(analysis: Analysis) -> str:
+    compared = analysis.comparison
+    return f"What calibrating on {compared.count} of {compared.num_steps} steps costs, by rule"
+
+
+FIGURES = (
+    FigureKind(Of.ANALYSIS, _caption, selection_scores, selection_scores_table,
+               lambda analysis: (analysis.comparison.scores,), order=1, minimal=True),
+    FigureKind(Of.ANALYSIS, "How many calibration steps are enough?",
+               score_versus_k, score_versus_k_table,
+               lambda analysis: (analysis.comparison.curves, analysis.comparison.count),
+               shared=True, order=2),
+)  # fmt: skip

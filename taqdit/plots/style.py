@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Steps = Sequence[int] | np.ndarray
 COLUMN, PAGE = 3.3, 6.9  # widths in inches
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#e3e3e3"
+DARK = "#555555"
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (1, 1)))
+MARKERS = "os^DvPX*<>"
 _STYLE = Path(__file__).with_name("paper.mplstyle")
 _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
@@ -100,12 +103,31 @@ def step_ticks_on_top(axis: Axes, sigmas: np.ndarray) -> None:
     top.set_xlabel("step")
 
 
+def steps_below(axis: Axes, places: np.ndarray, steps: np.ndarray) -> None:
+    """Numbers of the steps at these places of the x axis."""
+    axis.set_xticks(places, labels=[str(step) for step in steps])
+    axis.set_xlabel("step (noise → image)")
+
+
+def sigmas_on_top(axis: Axes, places: np.ndarray, sigmas: np.ndarray) -> None:
+    """Their sigmas above it."""
+    top = axis.secondary_xaxis("top")
+    top.set_xticks(places, labels=[f"{sigma:.2g}" for sigma in sigmas])
+    top.set_xlabel("sigma")
+
+
 def mark_selected(axis: Axes, sigmas: np.ndarray) -> None:
     """A tick at the sigma of each calibration step, at the foot of the axis."""
     if len(sigmas):
         label = f"calibration steps ({len(sigmas)})"
         rug = axis.plot(sigmas, np.full(len(sigmas), 0.08), "|", color="black", ms=6, label=label)
         rug[0].set(transform=axis.get_xaxis_transform(), markeredgewidth=0.9)
+
+
+def series_look(place: int) -> dict[str, Any]:
+    """Of the n-th of many lines: seven colours, then again in another dash; a marker of its own."""
+    dash = DASHES[(place // 7) % len(DASHES)]
+    return {"color": f"C{place % 7}", "ls": dash, "marker": MARKERS[place % len(MARKERS)]}
 
 
 def integer_ticks(axis: Axis, most: int) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 
 from taqdit.activations.layer_summary import as_text, layer_summary
 from taqdit.activations.overview import LayerTable
-from taqdit.plots.activation_figures import activation_figures
-from taqdit.plots.analysis_figures import analysis_figures
+from taqdit.plots.run_figures import activation_figures, analysis_figures, latent_figures
 from taqdit.plots.style import publish_csv
-from taqdit.plots.trajectory_figures import latent_figures
 from taqdit.report.figures import Drawn, RunFigures, save_all
 from taqdit.report.run_page import write_page
 from taqdit.runs.analysed import Findings
