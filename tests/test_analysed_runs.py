@@ -31,7 +31,7 @@ from taqdit.models.pipeline import PipelineModel
 from taqdit.models.spec import ModelSpec
 from taqdit.plots import options as plots
 from taqdit.report import figures
-from taqdit.runs import display as showing
+from taqdit.runs import outputs as showing
 from taqdit.runs.api import open_run
 from taqdit.timestep_selection import rules as timestep_selection
 
