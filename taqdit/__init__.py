@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from taqdit.activations.opened import Statistics, open_statistics
     from taqdit.calibration.calibration_set import CalibrationSet
-    from taqdit.runs.api import Run, launch, open_run
-    from taqdit.runs.compare_selections import compare_selections
+    from taqdit.run import launch
+    from taqdit.runs.api import Run, compare_selections, open_run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,8 +35,8 @@ _HOMES = {
     "CalibrationSet": "taqdit.calibration.calibration_set",
     "Run": "taqdit.runs.api",
     "Statistics": "taqdit.activations.opened",
-    "compare_selections": "taqdit.runs.compare_selections",
-    "launch": "taqdit.runs.api",
+    "compare_selections": "taqdit.runs.api",
+    "launch": "taqdit.run",
     "open_run": "taqdit.runs.api",
     "open_statistics": "taqdit.activations.opened",
 }

@@ -1,36 +1,167 @@
-"""One run: compose, check, state the plan, run the stages, leave a summary.
+"""One run: its course on one screen, the Hydra application around it, and `launch` for Python.
 
-`python -m taqdit.run [overrides]` is the Hydra application; `taqdit` (cli.py) wraps it.
+`python -m taqdit.run [overrides]` is the Hydra application; `taqdit` (cli/) wraps it.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from taqdit import config as configuration
+from taqdit.activations.opened import open_statistics
+from taqdit.activations.stored import Statistics
+from taqdit.calibration.calibration_set import CalibrationSet, import_npz
 from taqdit.errors import ConfigError, TaqditError
+from taqdit.report.figures import run_figures
 from taqdit.runs import sweep as sweeping
+from taqdit.runs.api import Run, open_run
 from taqdit.runs.exits import exit_with
-from taqdit.runs.session import Session
-from taqdit.store import disk
-from taqdit.store.secrets import mask_settings
+from taqdit.runs.outputs import RunOutputs
+from taqdit.runs.record import mask_copies, new_folder, write_copies
+from taqdit.stages import (
+    KeptAnalysis,
+    StageContext,
+    encode_prompts,
+    preflight,
+    sample_and_trace,
+    weight_table,
+)
+from taqdit.stages import out_of_memory as memory
+from taqdit.stages.analysed import analyse_run
+from taqdit.stages.kinds import fingerprints
+from taqdit.stages.plan import Plan, chosen_steps
+from taqdit.stages.progress import Progress
+from taqdit.stages.remaining import may_read_weights, remaining
+from taqdit.stages.source import source_digest
+from taqdit.timestep_selection.evidence import needs_evidence
+from taqdit.tracking.groups import SWEEP_FILE
 
 log = logging.getLogger(__name__)
 failure: TaqditError | None = None  # of a single run: the outermost wrapper gives its exit code
 
 
-def execute(config: DictConfig, folder: Path, choices: dict[str, str]) -> None:
-    """Run a composed configuration, writing into `folder`. Raises TaqditError."""
+def run_plan(plan: Plan, folder: Path, choices: Mapping[str, str]) -> None:
+    """The course of a run, whose outputs go into `folder`; stages reuse what the store holds.
+
+    Raises TaqditError; a summary says how it ended in any case.
+    """
+    source_digest()  # of the code that runs, should it be edited meanwhile
+    stages, asked = StageContext(plan, plan.output_dir / "store"), set(plan.stages)
+    outputs = RunOutputs(stages, folder, choices)
+    with outputs.ending(), memory.told("this run"):
+        if not plan.made_elsewhere:
+            state_cost(stages, outputs)
+        if plan.preflight == "only":
+            outputs.record({})
+            return
+        outputs.record({} if plan.made_elsewhere else fingerprints(plan))
+        outputs.track()
+        if plan.made_elsewhere:
+            show_imported(plan, outputs)
+            return
+
+        if "weights" in asked and "analysis" not in asked:
+            weight_table(stages)
+        if "conditioning" not in plan.needs:
+            return
+        with memory.encoding(plan.model):
+            conditioning = encode_prompts(stages)
+        if "trajectories" not in plan.needs:
+            return
+        size, traced = plan.sampler.batch_size, plan.traces
+        with memory.sampling(plan.model, batch_size=size, traced=traced), Progress() as progress:
+            trajectories, statistics = sample_and_trace(
+                stages, conditioning.guided, progress, trace=traced
+            )
+        outputs.lineage(trajectories, statistics)
+
+        with memory.analysing():
+            stored = None if statistics is None else KeptAnalysis(stages, statistics)
+            if stored is not None and needs_evidence(plan.select):
+                plan = replace(plan, evidence=stored.profile.evidence)
+        chosen = chosen_steps(plan, trajectories)
+        if "calibration" in asked:
+            points = CalibrationSet(
+                trajectories,
+                plan.select,
+                cfg_scale=plan.sampler.cfg_scale,
+                seed=plan.sampler.seed,
+                conditioning=conditioning.row,
+                evidence=plan.evidence,
+            )
+            outputs.calibration(points, trajectories.folder)
+
+        outputs.figures = run_figures(plan, stages.store, trajectories, statistics, chosen)
+        if asked & {"figures", "report"}:
+            outputs.draw_trajectories(trajectories, chosen)
+        if plan.analyses and statistics is not None and stored is not None:
+            with memory.analysing():
+                weights = weight_table(stages) if "weights" in asked else None
+                analysis = analyse_run(plan, statistics, weights=weights, known=stored.profile)
+                stored.keep_choices()
+            outputs.analysis(analysis)
+        elif plan.analyses:
+            log.info("nothing was traced, so there is nothing to analyse")
+        if statistics is not None:
+            outputs.draw_statistics(statistics, chosen)
+            outputs.export(statistics)
+        outputs.report(trajectories)
+
+
+def state_cost(context: StageContext, outputs: RunOutputs) -> None:
+    """State points, forwards, bytes, disk and memory; refuse a disk that is too small."""
+    plan, store = context.plan, context.store
+    cost = preflight.estimate(plan, free_bytes=preflight.free_bytes(plan.output_dir))
+    known: dict[str, str] | None = {}
+    if store.is_dir():
+        known = fingerprints(plan) if may_read_weights(plan) else None
+    left = remaining(plan, cost, store, known)
+    outputs.preflight = cost.as_dict() | left.as_dict()
+    if plan.preflight != "off":
+        log.info("%s\n%s", preflight.describe(cost), left.describe())
+    if plan.preflight != "only":
+        preflight.refuse_full_disk(cost, needed=left.bytes_left, folder=plan.output_dir)
+
+
+def show_imported(plan: Plan, outputs: RunOutputs) -> None:
+    """A calibration set or statistics made elsewhere take the place of all stages."""
+    if (path := plan.imported) is not None:
+        outputs.calibration(import_npz(path), path.resolve(), imported=path)
+    if (path := plan.imported_statistics) is not None:
+        statistics = open_statistics(path)
+        outputs.statistics(statistics, path.resolve(), imported=path)
+        if plan.analyses and isinstance(statistics, Statistics):
+            with memory.analysing():
+                analysis = analyse_run(plan, statistics, weights=None)
+            outputs.analysis(analysis)
+        elif plan.analyses:
+            log.info("%s has no histograms that can be pooled: it is not analysed", path)
+        outputs.draw_statistics(statistics, ())
+    outputs.report()
+
+
+def launch(overrides: Sequence[str] = ()) -> Run:
+    """Run `taqdit *overrides` in this process and return the finished run.
+
+    Raises TaqditError, as the command line would print it.
+    """
+    composed = configuration.compose_config(overrides, with_hydra=True)
+    config = configuration.without_hydra(composed)
     plan = configuration.plan(config)
-    Session(plan, folder, choices=choices).run()
+    folder = new_folder(plan.output_dir, "runs")
+    write_copies(folder, config, overrides, plan.config)
+    run_plan(plan, folder, configuration.choices(composed.hydra))
+    return open_run(folder)
 
 
 def job(config: DictConfig) -> None:
@@ -39,10 +170,10 @@ def job(config: DictConfig) -> None:
     context = HydraConfig.get()
     folder, sweep = Path(context.runtime.output_dir), Path(context.sweep.dir)
     try:
-        mask_copies(config, [*folder.glob(".hydra/*.yaml"), *sweep.glob("multirun.yaml")])
+        mask_copies(config, [*folder.glob(".hydra/*.yaml"), *sweep.glob(SWEEP_FILE)])
         if context.job.chdir:
             raise ConfigError("hydra.job.chdir=true would move the store; leave it false")
-        execute(config, folder, configuration.choices(context))
+        run_plan(configuration.plan(config), folder, configuration.choices(context))
     except Exception as error:
         if context.mode == RunMode.MULTIRUN:
             sweeping.fail(folder, error)
@@ -53,17 +184,6 @@ def job(config: DictConfig) -> None:
             failure = error
         else:
             raise
-
-
-def mask_copies(config: DictConfig, copies: list[Path]) -> None:
-    """Hide secrets in what Hydra has written down of the command line. Raises StorageError."""
-    settings: Any = OmegaConf.to_container(config)
-    for path in copies:
-        with disk.guarded("read", path):
-            told = OmegaConf.to_container(OmegaConf.load(path))
-        masked = mask_settings(told, settings)
-        if masked != told:
-            disk.publish_bytes(path, OmegaConf.to_yaml(masked).encode())
 
 
 def application() -> int:
@@ -79,22 +199,15 @@ def application() -> int:
     except sweeping.Refused as refused:
         raise refused.error from None
     except Exception as error:
-        _tell_failures()  # a launcher broke: say what the jobs left
-        if (told := configuration.gave_up(error)) is not None:
-            raise TaqditError(told) from error
+        sweeping.tell_failures()  # a launcher broke: say what the jobs left
+        if (text := configuration.gave_up(error)) is not None:
+            raise TaqditError(text) from error
         raise
-    found = failure or (sweeping.report.error if sweeping.report else None)
-    if found is not None:
-        raise found
+    ended = failure or (sweeping.report.error if sweeping.report else None)
+    if ended is not None:
+        raise ended
     return 0
 
 
-def _tell_failures() -> None:
-    jobs = sweeping.report.jobs if sweeping.report else None
-    found = sweeping.failures(jobs or [])
-    for text in found.args if found else ():
-        print(f"taqdit: {text}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    exit_with(application)
+if __name__ == "__main__":  # the module that others import runs, not this second copy of it
+    exit_with(importlib.import_module("taqdit.run").application)

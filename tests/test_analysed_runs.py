@@ -32,7 +32,7 @@ from taqdit.models.spec import ModelSpec
 from taqdit.plots.kinds import Of
 from taqdit.plots.options import paper
 from taqdit.report import figures
-from taqdit.runs import display as showing
+from taqdit.runs import outputs as showing
 from taqdit.runs.api import open_run
 from taqdit.timestep_selection import catalogue
 from taqdit.timestep_selection.steps import TrajectorySteps

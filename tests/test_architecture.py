@@ -20,6 +20,7 @@ LEVELS = {
     9: ("run",),
     10: ("store_tools",),
     11: ("cli",),
+    12: ("__main__",),
 }
 LEVEL = {module: level for level, modules in LEVELS.items() for module in modules}
 ONLY = {  # a foreign library and the one module that may import it

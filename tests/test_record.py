@@ -1,6 +1,6 @@
 """What a run says about itself."""
 
-from taqdit.runs import record
+from taqdit.runs import record, summary
 from taqdit.store import disk
 
 
@@ -16,5 +16,5 @@ def test_a_path_is_told_from_the_runs_folder(tmp_path):
 
 def test_the_backend_in_words():
     backend = {"mlx": "1", "device": "cpu", "chip": "c", "blas": "bundled"}
-    assert record.backend_words(backend).endswith("README, 'Speed on Linux'")
-    assert "README" not in record.backend_words({**backend, "blas": "mkl (libmkl_rt.so.3)"})
+    assert summary.backend_words(backend).endswith("README, 'Speed on Linux'")
+    assert "README" not in summary.backend_words({**backend, "blas": "mkl (libmkl_rt.so.3)"})

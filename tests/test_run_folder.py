@@ -8,7 +8,8 @@ from conftest import ANALYTIC, tree
 
 from taqdit import config
 from taqdit.errors import NumericError, StorageError
-from taqdit.runs.session import Session
+from taqdit.run import run_plan
+from taqdit.runs.outputs import RunOutputs
 from taqdit.stages import out_of_memory as memory
 from taqdit.store_tools.garbage import find_garbage
 
@@ -21,7 +22,7 @@ def run(tmp_path):
 
     def run(*overrides, settings=(*ANALYTIC, *TINY)):
         given = config.compose_config([*settings, *overrides, f"output_dir={tmp_path}"])
-        Session(config.plan(given), tmp_path / "runs" / "fixed", choices={}).run()
+        run_plan(config.plan(given), tmp_path / "runs" / "fixed", {})
         return garbage()
 
     def garbage():
@@ -76,7 +77,7 @@ def test_a_run_that_is_killed_leaves_no_summary_of_a_former_one(run, tmp_path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(memory, "sampling", die)
-        patch.setattr(Session, "_finish", lambda *_: None)
+        patch.setattr(RunOutputs, "finish", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             run("sampler.num_trajectories=8")
     assert not (tmp_path / "runs" / "fixed" / "summary.json").exists()

@@ -20,7 +20,8 @@ from ledger import shows
 
 from taqdit.cli.verbs import dispatch
 from taqdit.errors import ConfigError, CorruptError, InputError, StorageError
-from taqdit.runs.api import launch, open_run
+from taqdit.run import launch
+from taqdit.runs.api import open_run
 from taqdit.runs.record import publish_pointers, publish_record
 from taqdit.stages.fingerprints import fingerprint
 from taqdit.store import Stage, disk, make_folder, publish_json, read_shard
@@ -1184,7 +1185,7 @@ def test_a_real_run_leaves_its_pointer_before_it_looks_for_a_stage(tmp_path, mon
 
     monkeypatch.setattr(Stage, "open", classmethod(look))
     common = (*ANALYTIC, "calibration.export=false", f"output_dir={tmp_path / 'outputs'}")
-    monkeypatch.setattr("taqdit.runs.api.new_run_folder", lambda _: tmp_path / "elsewhere" / "run")
+    monkeypatch.setattr("taqdit.run.new_folder", lambda *_: tmp_path / "elsewhere" / "run")
     launch([*common, "stages=[conditioning]"])
     assert seen
     assert set(seen) == {1}

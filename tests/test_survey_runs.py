@@ -5,7 +5,7 @@ import json
 import pytest
 
 from taqdit.errors import CorruptError
-from taqdit.runs.run_json import read_record
+from taqdit.report.run_folder import RunFolder
 from taqdit.store import publish_json
 from taqdit.store.digest import stamp
 from taqdit.store_tools.runs_found import RECORD, pointed_to, runs_of
@@ -45,7 +45,7 @@ def test_a_record_from_before_imports_is_one(tmp_path, lacks):
     record = {key: value for key, value in GOOD.items() if key not in lacks}
     (run,) = recorded(tmp_path, json.dumps(record))
     assert run.problem is None
-    assert read_record(run.folder) == GOOD
+    assert RunFolder(run.folder).record() == GOOD
 
 
 def test_a_record_that_would_fill_the_memory_is_a_problem(tmp_path):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from pathlib import Path
 
 from taqdit import config
 from taqdit.config.arguments import Arguments
 from taqdit.errors import InputError
-
-SWEEP = "multirun.yaml"  # Hydra writes it into a sweep's folder
-RECORDS = ("run.json", "summary.json")
+from taqdit.report.run_folder import RECORD, SUMMARY, RunFolder
+from taqdit.runs.record import new_folder
+from taqdit.tracking.groups import SWEEP_FILE
 
 
 def compare(arguments: Sequence[str]) -> int:
@@ -32,7 +31,9 @@ def compare(arguments: Sequence[str]) -> int:
     )
     given = parser.parse_args(list(arguments))
     folders = _runs(Path(name) for name in given.folders)
-    into = given.into or _own_folder(given.folders) or _new_folder()
+    into = given.into or _own_folder(given.folders)
+    if into is None:
+        into = new_folder(Path(config.compose_config().output_dir), "comparisons")
     from taqdit.report.comparison.side_by_side import compare as compare_runs
 
     compare_runs(folders, into)
@@ -42,40 +43,32 @@ def compare(arguments: Sequence[str]) -> int:
 
 def _runs(named: Iterable[Path]) -> list[Path]:
     """The run folders that are meant, each once, in the order given."""
-    found: dict[Path, Path] = {}
+    folders: dict[Path, Path] = {}
     problems = []
     for folder in named:
-        runs = [folder] if _is_run(folder) else _jobs(folder)
+        runs = [folder] if RunFolder(folder).is_run else _jobs(folder)
         if not runs:
-            problems.append(f"{folder} is no run's folder: it has no {' or '.join(RECORDS)}")
+            problems.append(f"{folder} is no run's folder: it has no {RECORD} or {SUMMARY}")
         for run in runs:
-            found.setdefault(run.resolve(), run)
-    if not problems and len(found) < 2:
-        problems.append(f"{len(found)} run is given; a comparison needs two or more")
+            folders.setdefault(run.resolve(), run)
+    if not problems and len(folders) < 2:
+        problems.append(f"{len(folders)} run is given; a comparison needs two or more")
     if problems:
         raise InputError(*problems)
-    return list(found.values())
-
-
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in RECORDS)
+    return list(folders.values())
 
 
 def _jobs(sweep: Path) -> list[Path]:
     """The jobs of a sweep's folder by number, those too that left nothing but Hydra's record."""
-    if not (sweep / SWEEP).is_file():
+    if not (sweep / SWEEP_FILE).is_file():
         return []
-    jobs = [path for path in sweep.iterdir() if _is_run(path) or (path / ".hydra").is_dir()]
+    jobs = [
+        path for path in sweep.iterdir() if RunFolder(path).is_run or (path / ".hydra").is_dir()
+    ]
     return sorted(jobs, key=lambda path: (len(path.name), path.name))
 
 
 def _own_folder(named: Sequence[str]) -> Path | None:
     """The folder of the sweep that alone is compared."""
     only = Path(named[0]) if len(named) == 1 else None
-    return only if only and (only / SWEEP).is_file() else None
-
-
-def _new_folder() -> Path:
-    now = datetime.now()
-    outputs = Path(config.compose_config().output_dir)
-    return outputs / "comparisons" / f"{now:%Y-%m-%d}" / f"{now:%H%M%S_%f}"
+    return only if only and (only / SWEEP_FILE).is_file() else None

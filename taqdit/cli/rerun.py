@@ -10,12 +10,12 @@ from typing import Any
 
 from taqdit import config as configuration
 from taqdit.cli.differences import differences
+from taqdit.cli.verbs import check_single_run
 from taqdit.config.arguments import Arguments
 from taqdit.config.build import plain
 from taqdit.config.overrides import agrees, flatten, hides, spell
 from taqdit.errors import ConfigError, CorruptError, InputError
-from taqdit.runs.record import RECORD
-from taqdit.runs.run_json import read_record
+from taqdit.report.run_folder import OVERRIDES, RECORD, RunFolder
 from taqdit.store import plain_yaml
 from taqdit.store.secrets import mask_secrets
 
@@ -45,9 +45,9 @@ class _Composed:
 
     @classmethod
     def of(cls, overrides: Sequence[str]) -> _Composed:
-        found = configuration.compose_config(overrides, with_hydra=True)
-        job = plain(configuration.without_hydra(found))
-        return cls(flatten(job), configuration.choices(found.hydra))
+        composed = configuration.compose_config(overrides, with_hydra=True)
+        job = plain(configuration.without_hydra(composed))
+        return cls(flatten(job), configuration.choices(composed.hydra))
 
 
 def prepare(arguments: Sequence[str]) -> Rerun:
@@ -66,10 +66,10 @@ def prepare(arguments: Sequence[str]) -> Rerun:
     record = _record(given.folder)
     store = (given.folder / record["store"]).resolve()
     base, today = _base(given.folder, record)
-    there = [*base, f"output_dir={spell(str(store.parent))}"]
-    changed = _Composed.of([*there, *given.overrides])
+    base = [*base, f"output_dir={spell(str(store.parent))}"]
+    changed = _Composed.of([*base, *given.overrides])
     kept = _kept(record, today, changed, _keys(given.overrides))
-    overrides = [*there, *(f"++{key}={spell(value)}" for key, value in kept.items())]
+    overrides = [*base, *(f"++{key}={spell(value)}" for key, value in kept.items())]
     overrides += given.overrides
     final = configuration.compose_config(overrides)
     words = [*_defaults(kept, today), *_config_words(record, final)]
@@ -78,17 +78,16 @@ def prepare(arguments: Sequence[str]) -> Rerun:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    found = read_record(folder)
-    needed = ("choices", "versions")
-    if not all(isinstance(found.get(key), dict) for key in needed):
+    record, needed = RunFolder(folder).record(), ("choices", "versions")
+    if not all(isinstance(record.get(key), dict) for key in needed):
         raise CorruptError(f"{folder / RECORD} is no record to repeat: no {' or '.join(needed)}")
-    return found
+    return record
 
 
 def _base(folder: Path, record: Mapping[str, Any]) -> tuple[list[str], _Composed]:
     """The run's own overrides, else its chosen options where those are gone or do not compose."""
     options = [f"{group}={choice}" for group, choice in record["choices"].items()]
-    written = _overrides(folder / ".hydra" / "overrides.yaml")
+    written = _overrides(folder / OVERRIDES)
     for overrides in [options] if written is None else [written, options]:
         kept = [e for e in overrides if _root(e) not in NOT_REPEATED and not hides(e)]
         try:
@@ -100,10 +99,10 @@ def _base(folder: Path, record: Mapping[str, Any]) -> tuple[list[str], _Composed
 
 def _overrides(path: Path) -> list[str] | None:
     try:
-        found = plain_yaml.read(path)
+        overrides = plain_yaml.read(path)
     except (OSError, ValueError):
         return None
-    return [str(each) for each in found] if isinstance(found, list) else None
+    return list(map(str, overrides)) if isinstance(overrides, list) else None
 
 
 def _kept(
@@ -124,7 +123,7 @@ def _kept(
         if key in today.values or value is not None:
             (hidden.append(key) if hides(value) else kept.update({key: value}))
     if hidden:
-        raise InputError(*(f"run.json hides {key}; give it: {key}=..." for key in hidden))
+        raise InputError(*(f"{RECORD} hides {key}; give it: {key}=..." for key in hidden))
     return kept
 
 
@@ -157,9 +156,12 @@ def _config_words(record: Mapping[str, Any], final: Any) -> Iterator[str]:
         yield f"  config    {key}: {before} then, {spell(shown[key]) if key in now else 'gone'} now"
 
 
-def repeat(arguments: Sequence[str]) -> list[str]:
-    """Say what differs; the overrides to run, also as this process's command line."""
-    found = prepare(arguments)
-    print(found, flush=True)
-    sys.argv[1:] = found.overrides  # Hydra reads them there
-    return found.overrides
+def rerun(arguments: Sequence[str]) -> int:
+    """Say what differs, then run what repeats the run, as this process's command line."""
+    from taqdit import run
+
+    again = prepare(arguments)
+    print(again, flush=True)
+    sys.argv[1:] = again.overrides  # Hydra reads them there
+    check_single_run(again.overrides)
+    return run.application()

@@ -9,6 +9,7 @@ from pathlib import Path
 from taqdit import config
 from taqdit.config.arguments import Arguments
 from taqdit.errors import ConfigError, InputError, StorageError
+from taqdit.report.run_folder import RunFolder
 from taqdit.tracking.credentials import key_configured
 from taqdit.tracking.upload import is_uploaded, offline_runs, upload
 
@@ -46,8 +47,7 @@ def _upload(files: list[Path]) -> None:
 
 def _has_ended(file: Path) -> bool:
     """Whether no process writes the run any more: W&B would take the part for the whole."""
-    run = file.parents[2]
-    return (run / "summary.json").exists() or not (run / "run.json").exists()
+    return RunFolder(file.parents[2]).is_over
 
 
 def _is_named(file: Path, named: Sequence[Path]) -> bool:

@@ -69,6 +69,14 @@ class SortableTable:
                 )
 
     @property
+    def by_column(self) -> dict[str, list[Cell]]:
+        """The cells of each column, as a CSV takes them: "" where there is nothing."""
+        return {
+            name: ["" if row[place] is None else row[place] for row in self.rows]
+            for place, name in enumerate(self.columns)
+        }
+
+    @property
     def numeric(self) -> tuple[bool, ...]:
         """Per column, whether none of its cells is text."""
         words = [{i for i, cell in enumerate(row) if isinstance(cell, str)} for row in self.rows]

@@ -17,7 +17,7 @@ from taqdit.store import publish_bytes
 from taqdit.store.secrets import mask_secrets
 from taqdit.words import size
 
-PAGE = "report.html"
+PAGE, LAYERS_CSV = "report.html", "layers.csv"
 MOST_PICTURES = 36
 _NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 GRID = "image_grid"  # shows the pictures, which the page has one by one
@@ -51,7 +51,7 @@ def write_page(
         pictures=[Picture(text, path.read_bytes()) for text, path in pictures[:MOST_PICTURES]],
         figures=_figures(folder, shown[:EMBEDDED]),
         findings=[(topic, "\n".join(texts)) for topic, texts in verdict.items()],
-        tables=[*tables, *([_layers(layers)] if layers else [])],
+        tables=[*tables, *([layers_table(layers)] if layers else [])],
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(mask_secrets(dict(run["config"])))),
         provenance_json=json.dumps(_provenance(run), indent=2, sort_keys=True),
     )
@@ -129,11 +129,10 @@ def _figures(folder: Path, figures: Sequence[Drawn]) -> list[tuple[str, list[Fig
     return list(groups.items())
 
 
-def _layers(rows: Sequence[tuple[Any, ...]]) -> SortableTable:
+def layers_table(rows: Sequence[tuple[Any, ...]]) -> SortableTable:
+    """The rows of the layer summary, a layer's name first."""
     note = "; ".join(f"{name}: {meaning}" for name, meaning in COLUMNS.items())
-    return SortableTable(
-        "Layers", ("layer", *COLUMNS), rows, note=f"{note}.", files=("layers.csv",)
-    )
+    return SortableTable("Layers", ("layer", *COLUMNS), rows, note=f"{note}.", files=(LAYERS_CSV,))
 
 
 def _provenance(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The analysis of one run: made from its statistics, written into its folder, told to a tracker."""
+"""The analysis of one run: written into its folder, told to a tracker."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from taqdit.activations.opened import layer_statistics, layers_of
-from taqdit.activations.stored import Statistics
-from taqdit.analysis.analyse import Analysis, analyse
+from taqdit.analysis.analyse import Analysis
 from taqdit.analysis.bit_summary import bit_rows
 from taqdit.analysis.estimates import known_mean
 from taqdit.analysis.outliers import outlier_rows
-from taqdit.analysis.profile import Profile
 from taqdit.analysis.quantization_config import export_quantization_config, quantization_settings
 from taqdit.analysis.scores import Scores
 from taqdit.analysis.tables import (
@@ -27,43 +24,12 @@ from taqdit.analysis.tables import (
     weight_rows,
 )
 from taqdit.analysis.verdict import verdict
-from taqdit.analysis.weights import WeightTable
-from taqdit.models.linears import linear_paths
 from taqdit.plots.style import publish_csv
 from taqdit.quantizer import BITS
 from taqdit.report.html import SortableTable
-from taqdit.stages.fingerprints import target
-from taqdit.stages.plan import Plan
+from taqdit.report.run_folder import ANALYSIS
 from taqdit.store import publish_json
 from taqdit.tracking.options import Tracker
-
-ANALYSIS = "analysis.json"
-
-
-def analyse_run(
-    plan: Plan,
-    statistics: Statistics,
-    *,
-    weights: WeightTable | None,
-    known: Profile | None = None,
-    elsewhere: bool = False,
-) -> Analysis:
-    """Analyse statistics as the plan says. Made `elsewhere`, they are not those of the plan's own
-    selection and model."""
-    read = {layer: site.name for site in statistics.sites for layer in layers_of(site)}
-    linears = {} if elsewhere else dict.fromkeys(linear_paths(plan.model))
-    name = target(plan, "timestep_selection").rpartition(".")[2]
-    return analyse(
-        statistics,
-        statistics.overview(),
-        plan.analysis,
-        own=None if elsewhere else (name, plan.select),
-        seed=plan.sampler.seed,
-        readers={**linears, **read},
-        entries=layer_statistics(statistics) if plan.analysis.rule == "seed" else {},
-        weights=weights,
-        known=known,
-    )
 
 
 class Findings:
@@ -91,15 +57,11 @@ class Findings:
 
     def publish(self, folder: Path) -> dict[str, Any]:
         """Write analysis.json, quantization_config.json and a CSV per table; for summary.json."""
-        found = {**as_json(self.analysis), **quantization_settings(self.analysis.bits)}
-        publish_json(folder / ANALYSIS, found)
+        settings = quantization_settings(self.analysis.bits)
+        publish_json(folder / ANALYSIS, {**as_json(self.analysis), **settings})
         export_quantization_config(self.analysis.bits, folder)
         for table in self.tables:
-            columns = zip(*table.rows, strict=True)
-            named = zip(
-                table.columns, ([_cell(v) for v in column] for column in columns), strict=True
-            )
-            publish_csv(folder / table.files[0], dict(named))
+            publish_csv(folder / table.files[0], table.by_column)
         files = [ANALYSIS, "quantization_config.json", *(table.files[0] for table in self.tables)]
         return {"verdict": self.verdict, "scores": self.numbers(), "files": files}
 
@@ -111,30 +73,25 @@ class Findings:
 
     def numbers(self) -> dict[str, float]:
         """Flat numbers of the run's own selection, of all compared ones, and of the bit widths."""
-        comparison = self.analysis.comparison
-        found: dict[str, float] = {}
-        if comparison.scores.own is not None:
-            found |= _numbers("selection", comparison.scores, comparison.scores.own)
-        for place in range(comparison.compared):
-            rule = comparison.scores.rules[place]
-            found |= {
-                f"scores/{rule}/{key}": value for key, value in _losses(comparison.scores, place)
-            }
-        layers = self.analysis.bits.layers
+        comparison, layers = self.analysis.comparison, self.analysis.bits.layers
+        scores, numbers = comparison.scores, dict[str, float]()
+        if scores.own is not None:
+            numbers |= _numbers("selection", scores, scores.own)
+        for place, rule in enumerate(scores.rules[: comparison.compared]):
+            numbers |= {f"scores/{rule}/{key}": loss for key, loss in _losses(scores, place)}
         for what in ("weight", "activation"):
-            widths = [width for each in layers if (width := getattr(each, f"{what}_bits"))]
+            widths = [width for layer in layers if (width := getattr(layer, f"{what}_bits"))]
             if widths:
-                found[f"bits/{what}_mean"] = float(np.mean(widths))
+                numbers[f"bits/{what}_mean"] = float(np.mean(widths))
         if (table := self.analysis.weights) is not None:
             sizes = dict(zip(table.layers, table.shapes.prod(axis=1).tolist(), strict=True))
-            pairs = [(each.weight_bits, sizes.get(each.layer, 0)) for each in layers]
+            pairs = [(layer.weight_bits, sizes.get(layer.layer, 0)) for layer in layers]
             known = [(width, size) for width, size in pairs if width and size]
-            total = sum(size for _, size in known)
-            if total:
-                mean = sum(width * size for width, size in known) / total
-                found["bits/weight_mean_by_size"] = mean
-        found["bits/below_target"] = float(sum(not each.met for each in layers))
-        return {key: value for key, value in found.items() if np.isfinite(value)}
+            if total := sum(size for _, size in known):
+                bits = sum(width * size for width, size in known)
+                numbers["bits/weight_mean_by_size"] = bits / total
+        numbers["bits/below_target"] = float(sum(not layer.met for layer in layers))
+        return {key: value for key, value in numbers.items() if np.isfinite(value)}
 
 
 def _table(
@@ -144,10 +101,6 @@ def _table(
     return SortableTable(title, (first, *columns), rows, note=f"{note}.", files=(f"{file}.csv",))
 
 
-def _cell(value: Any) -> Any:
-    return "" if value is None else value
-
-
 def _losses(scores: Scores, place: int) -> list[tuple[str, float]]:
     return [
         (f"loss_{bits}bit_db", float(scores.loss[place, width])) for width, bits in enumerate(BITS)
@@ -155,10 +108,10 @@ def _losses(scores: Scores, place: int) -> list[tuple[str, float]]:
 
 
 def _numbers(prefix: str, scores: Scores, place: int) -> dict[str, float]:
-    found = dict(_losses(scores, place))
+    numbers = dict(_losses(scores, place))
     for width, bits in enumerate(BITS):
-        found[f"sqnr_{bits}bit_db"] = float(known_mean(scores.sqnr)[place, width])
+        numbers[f"sqnr_{bits}bit_db"] = float(known_mean(scores.sqnr)[place, width])
     for name in ("range_coverage", "step_coverage", "clipped", "w1", "js"):
-        found[name] = float(known_mean(getattr(scores, name))[place])
-    found["points"] = float(scores.counts[place])
-    return {f"{prefix}/{key}": value for key, value in found.items()}
+        numbers[name] = float(known_mean(getattr(scores, name))[place])
+    numbers["points"] = float(scores.counts[place])
+    return {f"{prefix}/{key}": value for key, value in numbers.items()}

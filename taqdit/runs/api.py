@@ -1,37 +1,32 @@
-"""Runs from Python: start one, or open the folder of a finished one."""
+"""For Python: the folder of a finished run opened; selections compared on its statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from taqdit import config as configuration
 from taqdit.activations.opened import ImportedStatistics, Statistics, open_statistics
 from taqdit.analysis.profile import profile
-from taqdit.analysis.selections import step_weights
+from taqdit.analysis.selections import DT, SelectionComparison, compare_rules, step_weights
 from taqdit.calibration.calibration_set import CalibrationSet, import_npz
 from taqdit.errors import ConfigError, CorruptError, InputError
 from taqdit.models.spec import Model
+from taqdit.plots.scores import score_versus_k, score_versus_k_table
+from taqdit.plots.style import save
 from taqdit.prompts.options import SEEDS, Prompts
-from taqdit.runs.record import RECORD
-from taqdit.runs.run_json import read_record, trajectories_asked
-from taqdit.runs.session import Session
-from taqdit.store import Stage, disk, make_folder, publish_bytes, sha256_file
-from taqdit.store.digest import read_object
-from taqdit.store.secrets import mask_settings
+from taqdit.report.run_folder import RECORD, SUMMARY, RunFolder, trajectories_asked
+from taqdit.store import Stage, disk, make_folder, sha256_file
+from taqdit.timestep_selection.catalogue import COMPARED
 from taqdit.timestep_selection.evidence import Evidence, needs_evidence
 from taqdit.timestep_selection.selection import Rule
 from taqdit.trajectories.conditioning import Conditioning, UnstoredConditioning
 from taqdit.trajectories.trajectory_set import TrajectorySet
-
-SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -111,8 +106,8 @@ class Run:
         if imported := self.record["imported_statistics"]:
             with disk.guarded("look for", Path(imported)):
                 return open_statistics(imported)
-        found = self.summary.get("statistics")
-        extent = found.get("trajectories") if isinstance(found, dict) else None
+        covers = self.summary.get("statistics")
+        extent = covers.get("trajectories") if isinstance(covers, dict) else None
         if not (extent is None or type(extent) is int):
             raise CorruptError(f"{self.folder / SUMMARY} says statistics.trajectories={extent!r}")
         return Statistics(self._stage("statistics"), extent=extent)
@@ -124,15 +119,15 @@ class Run:
     def _imported(self) -> CalibrationSet:
         path = Path(self.record["imported"]["path"])
         with disk.guarded("look for", path):
-            there = path.is_file()
-        if not there or sha256_file(path) != self.record["imported"]["sha256"]:
+            is_file = path.is_file()
+        if not is_file or sha256_file(path) != self.record["imported"]["sha256"]:
             raise InputError(f"{path} is not the calibration file that the run read")
         return import_npz(path)
 
     def _stage(self, name: str) -> Stage:
-        mark = self.record["stages"].get(name)
+        fingerprint = self.record["stages"].get(name)
         store = self.folder / self.record["store"]
-        stage = Stage.find(store, name, mark) if mark else None
+        stage = Stage.find(store, name, fingerprint) if fingerprint else None
         if stage is None:
             raise InputError(f"{self.folder} has no stage {name} in {store.resolve()}")
         return stage
@@ -140,41 +135,36 @@ class Run:
 
 def open_run(path: str | Path) -> Run:
     """Open a finished run's folder. Raises InputError if it is none, CorruptError if damaged."""
-    folder = Path(path).resolve()
-    summary = _read_json(folder / SUMMARY)
-    record = read_record(folder)
+    folder = RunFolder(Path(path).resolve())
+    summary, record = folder.summary(), folder.record()
     trajectories_asked(record)
-    return Run(folder, record["config"], summary, record)
+    return Run(folder.path, record["config"], summary, record)
 
 
-def launch(overrides: Sequence[str] = ()) -> Run:
-    """Run `taqdit *overrides` in this process and return the finished run.
+def compare_selections(
+    statistics: Statistics | ImportedStatistics,
+    rules: Sequence[str] | Mapping[str, Rule] = COMPARED,
+    *,
+    count: int | None = None,
+    budgets: Sequence[int] | None = None,
+    weighting: str = DT,
+    seed: int = 0,
+    figure: str | Path | None = None,
+) -> SelectionComparison:
+    """Score rules at one number of calibration points per trajectory, and over several budgets.
 
-    Raises TaqditError, as the command line would print it.
+    `statistics` as `taqdit.open_statistics(..)` or `run.statistics()` give them; `rules` and the
+    other arguments as `taqdit.analysis.selections.compare_rules` takes them. `figure` names a
+    PNG (with an SVG and a CSV beside it) of the score against the budget. No model is run.
+    Raises InputError for statistics of an `.npz`.
     """
-    composed = configuration.compose_config(overrides, with_hydra=True)
-    config = configuration.without_hydra(composed)
-    plan = configuration.plan(config)
-    folder = new_run_folder(plan.output_dir)
-    make_folder(folder / ".hydra")
-    written = {"config": OmegaConf.to_container(config), "overrides": list(overrides)}
-    for name, told in written.items():
-        text = OmegaConf.to_yaml(mask_settings(told, plan.config))
-        publish_bytes(folder / ".hydra" / f"{name}.yaml", text.encode())
-    Session(plan, folder, choices=configuration.choices(composed.hydra)).run()
-    return open_run(folder)
-
-
-def new_run_folder(output_dir: Path) -> Path:
-    """A folder name like the command line's: runs/<date>/<time with microseconds>."""
-    now = datetime.now()
-    return output_dir / "runs" / f"{now:%Y-%m-%d}" / f"{now:%H%M%S_%f}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return read_object(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path.parent} is no finished run: it has no {path.name}") from error
-    except (OSError, ValueError) as error:
-        raise CorruptError(f"{path} is not JSON ({error})") from error
+    if isinstance(statistics, ImportedStatistics):
+        raise InputError("imported statistics have no histograms that steps can be pooled from")
+    scored = compare_rules(
+        statistics, rules, count=count, budgets=budgets, weighting=weighting, seed=seed
+    )
+    if figure is not None:
+        path, shown = Path(figure), (scored.curves, scored.count)
+        make_folder(path.parent)
+        save(score_versus_k(*shown), path.parent, path.stem, score_versus_k_table(*shown))
+    return scored

@@ -1,33 +1,37 @@
-"""What a run leaves behind about itself: run.json, summary.json and its closing words."""
+"""run.json: everything that says what was run, and where its data are; who points to it."""
 
 from __future__ import annotations
 
 import logging
-import resource
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from taqdit.activations.opened import ImportedStatistics
-from taqdit.activations.stored import Statistics
+from omegaconf import DictConfig, OmegaConf
+
 from taqdit.errors import StorageError
+from taqdit.report.run_folder import EARLIER, RECORD, RunFolder
 from taqdit.stages.plan import Plan
 from taqdit.store import disk, make_folder, publish_json, sha256_file
-from taqdit.store.digest import STAGE, read_object, stamp
-from taqdit.store.secrets import mask_secrets
-from taqdit.words import size
+from taqdit.store.digest import STAGE, stamp
+from taqdit.store.secrets import mask_secrets, mask_settings
 
 log = logging.getLogger(__name__)
 
-RECORD, SUMMARY = "run.json", "summary.json"
 FOLDERS = ("runs", "sweeps")  # in an output folder: where runs lie, unless one is told otherwise
 POINTERS = "runs"  # in a store: a file for each run whose folder lies elsewhere
-EARLIER = "earlier"
 _REFERRING = ("stages", "imported", "imported_statistics")  # keys of run.json
 PACKAGES = ("taqdit", "mlx", "diffusionkit", "numpy", "hydra-core", "omegaconf", "wandb")
+
+
+def new_folder(outputs: Path, kind: str) -> Path:
+    """A folder named as the command line does it: <kind>/<date>/<time with microseconds>."""
+    now = datetime.now()
+    return outputs / kind / f"{now:%Y-%m-%d}" / f"{now:%H%M%S_%f}"
 
 
 def run_record(
@@ -66,10 +70,7 @@ def publish_record(folder: Path, document: Mapping[str, Any]) -> None:
     It and `publish_pointers` are to be called before any stage is looked for: `taqdit store gc`
     keeps what a record names.
     """
-    try:
-        old = read_object(folder / RECORD)
-    except (OSError, ValueError):
-        old = {}
+    old = RunFolder(folder).legible(RECORD)
     if old.get("stages") and old.get("config") != document["config"]:
         log.warning(
             "%s holds a run of other settings: what this one does not write anew stays from that"
@@ -77,14 +78,6 @@ def publish_record(folder: Path, document: Mapping[str, Any]) -> None:
             folder,
         )
     publish_json(folder / RECORD, {**document, EARLIER: _earlier(old, document)})
-
-
-def went_well(folder: Path) -> bool:
-    """Whether a run in this folder has ended well."""
-    try:
-        return read_object(folder / SUMMARY).get("status") == "ok"
-    except (OSError, ValueError):
-        return False
 
 
 def publish_pointers(folder: Path, store: Path, document: Mapping[str, Any]) -> None:
@@ -110,14 +103,14 @@ def publish_pointers(folder: Path, store: Path, document: Mapping[str, Any]) -> 
 def _earlier(old: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
     """What the old record names and the new one does not: folders of stages, and paths."""
     before = old[EARLIER] if isinstance(old.get(EARLIER), list) else []
-    named = {each for each in (*before, *_named(old)) if isinstance(each, str)}
-    return sorted(named - {*_named(document)})
+    names = {name for name in (*before, *_named(old)) if isinstance(name, str)}
+    return sorted(names - {*_named(document)})
 
 
 def _named(document: Mapping[str, Any]) -> Iterator[Any]:
     stages, imported = document.get("stages"), document.get("imported")
     if isinstance(stages, Mapping):
-        yield from (f"{kind}/{str(mark)[:12]}" for kind, mark in stages.items())
+        yield from (f"{kind}/{str(fingerprint)[:12]}" for kind, fingerprint in stages.items())
     if isinstance(imported, Mapping):
         yield imported.get("path")
     yield document.get("imported_statistics")
@@ -126,9 +119,9 @@ def _named(document: Mapping[str, Any]) -> Iterator[Any]:
 def _point(store: Path, folder: Path, document: Mapping[str, Any]) -> None:
     with disk.guarded("read", folder.parent):
         above = folder.parent.stat().st_ino
-    found = {"schema": 1, "folder": str(folder), "host": socket.gethostname(), "parent": above}
+    place = {"schema": 1, "folder": str(folder), "host": socket.gethostname(), "parent": above}
     make_folder(store / POINTERS)
-    pointer = stamp({**found, **{key: document[key] for key in _REFERRING}})
+    pointer = stamp({**place, **{key: document[key] for key in _REFERRING}})
     publish_json(store / POINTERS / f"{document['run_id']}.json", pointer)
 
 
@@ -151,91 +144,23 @@ def installed(package: str) -> str | None:
         return None
 
 
-def describe_calibration(points: Any) -> dict[str, Any]:
-    """Counts and steps of a calibration set, for summaries and artifacts."""
-    return {
-        "points": len(points),
-        "steps": [int(step) for step in points.steps],
-        "cfg_scale": float(points.cfg_scale),
-        "prompts": len(points.prompts),
-    }
+def mask_copies(config: DictConfig, copies: list[Path]) -> None:
+    """Hide secrets in what Hydra has written down of the command line. Raises StorageError."""
+    settings: Any = OmegaConf.to_container(config)
+    for path in copies:
+        with disk.guarded("read", path):
+            written = OmegaConf.to_container(OmegaConf.load(path))
+        masked = mask_settings(written, settings)
+        if masked != written:
+            disk.publish_bytes(path, OmegaConf.to_yaml(masked).encode())
 
 
-def lineage(kind: str, path: Path, fingerprint: str) -> dict[str, str]:
-    """What something was made of, as the metadata of its artifact say it."""
-    name = f"{kind}-{fingerprint[:12]}"
-    return {"name": name, "type": kind, "path": str(path), "fingerprint": fingerprint}
-
-
-def describe_statistics(statistics: Statistics | ImportedStatistics) -> dict[str, Any]:
-    """What activation statistics cover, for summaries and artifacts."""
-    found = {"sites": len(statistics.sites), "steps": int(statistics.num_steps)}
-    if isinstance(statistics, ImportedStatistics):
-        return found
-    return {
-        **found,
-        "trajectories": int(statistics.extent),
-        "folds": int(statistics.folds),
-        "fingerprint": statistics.fingerprint,
-    }
-
-
-def peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def peak_mlx_memory() -> int:
-    """Most bytes that MLX's allocator held so far; unified memory on a Mac is counted here."""
-    from taqdit.backend import peak_memory as of_allocator
-
-    return of_allocator()
-
-
-def backend_words(backend: Mapping[str, Any]) -> str:
-    """The arithmetic in one line; where it matters, how to make it faster."""
-    words = (
-        f"mlx {backend['mlx']} on {backend['device']} ({backend['chip']}), BLAS {backend['blas']}"
-    )
-    if backend["blas"] == "bundled":
-        words += "; a faster one: README, 'Speed on Linux'"
-    return words
-
-
-def closing_words(summary: Mapping[str, Any], folder: Path, tracked: str) -> str:
-    """What was made or reused, where, how long, peak memory; first layers and verdict."""
-    lines = [summary["layers"], ""] if "layers" in summary else []
-    if analysis := summary.get("analysis"):
-        lines += [
-            f"{topic if first else '':<14}{text}"
-            for topic, texts in analysis["verdict"].items()
-            for first, text in zip((True,) + (False,) * len(texts), texts, strict=False)
-        ]
-        lines.append("")
-    for report in summary["stages"]:
-        words = f"{report['made']} made, {report['reused']} reused"
-        if report["moved_aside"]:
-            words += f", {len(report['moved_aside'])} corrupt moved aside and redone"
-        lines.append(f"{report['name']:<14}{words:<28} store/{report['folder']}")
-    statistics = summary.get("statistics", {})
-    if made := [statistics[key] for key in ("layers", "npz") if key in statistics]:
-        lines.append(f"{'':<14}-> {', '.join(made)}")
-    if "calibration" in summary:
-        found = summary["calibration"]
-        lines.append(
-            f"{'calibration':<14}{found['points']} points at {len(found['steps'])} steps"
-            f"{' -> ' + found['npz'] if 'npz' in found else ''}"
-        )
-    if summary.get("figures"):
-        lines.append(f"{'figures':<14}{len(summary['figures'])} files in figures/")
-    if analysis := summary.get("analysis"):
-        lines.append(f"{'analysis':<14}{', '.join(analysis['files'])}")
-    if "report" in summary:
-        lines.append(f"{'report':<14}{folder / summary['report']}")
-    if tracked:
-        lines.append(f"{'tracking':<14}{tracked}")
-    peak, mlx = (size(summary[f"peak_{key}_bytes"]) for key in ("memory", "mlx_memory"))
-    lines.append(f"{'run':<14}{folder}")
-    lines.append(f"{'':<14}{summary['seconds']:.1f} s, peak memory {peak} (MLX {mlx})")
-    return "\n".join(lines)
+def write_copies(
+    folder: Path, config: DictConfig, overrides: Sequence[str], settings: Mapping[str, Any]
+) -> None:
+    """What Hydra would write down of a run that it had started, without secrets of `settings`."""
+    make_folder(folder / ".hydra")
+    written = {"config": OmegaConf.to_container(config), "overrides": list(overrides)}
+    for name, value in written.items():
+        text = OmegaConf.to_yaml(mask_settings(value, settings))
+        disk.publish_bytes(folder / ".hydra" / f"{name}.yaml", text.encode())

@@ -7,6 +7,7 @@ What a job leaves is in its folder, so that it does not matter which launcher ra
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 from taqdit import config as configuration
 from taqdit.config import SweepJob
 from taqdit.errors import TaqditError
+from taqdit.report.run_folder import OK, SUMMARY, RunFolder
 from taqdit.store import make_folder, publish_json
-from taqdit.store.digest import read_object
 from taqdit.words import listed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
-SUMMARY = "summary.json"
-GOOD = ("ok", "preflight")  # how a job that did not fail ends
+GOOD = (OK, "preflight")  # how a job that did not fail ends
 SHOWN = 3  # jobs that are named beside a problem that several have
 report: SweepReport | None = None  # of the sweep that this process runs
 
@@ -67,7 +67,7 @@ class SweepReport(configuration.Callback):
         jobs = _found(into) if self.jobs is None else self.jobs
         folders = [job.folder for job in jobs if job.folder is not None]
         self.error = failures(jobs)
-        if any(_read(folder).get("status") == "ok" for folder in folders):
+        if any(RunFolder(folder).went_well for folder in folders):
             self._compare(folders, into)
 
     def _compare(self, folders: Sequence[Path], into: Path) -> None:
@@ -123,7 +123,7 @@ def fail(folder: Path, error: Exception) -> None:
     ending = {"status": "failed", "error": "; ".join(map(str, texts)), "exit_code": code}
     try:
         make_folder(folder)
-        publish_json(folder / SUMMARY, {**_read(folder), **ending})
+        publish_json(folder / SUMMARY, {**RunFolder(folder).legible(SUMMARY), **ending})
     except TaqditError as full:
         log.error("%s", full)
 
@@ -134,7 +134,7 @@ def failures(jobs: Sequence[SweepJob]) -> TaqditError | None:
     texts: list[str] = []
     codes: list[int] = []
     for job in jobs:
-        summary = _read(job.folder) if job.folder is not None else {}
+        summary = RunFolder(job.folder).legible(SUMMARY) if job.folder is not None else {}
         if summary.get("status") in GOOD:
             continue
         missing = f"left no {SUMMARY}: it was not run to its end"
@@ -144,9 +144,8 @@ def failures(jobs: Sequence[SweepJob]) -> TaqditError | None:
     return kinds.get(codes[0], TaqditError)(*texts) if texts else None
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    """A job's summary as far as there is a legible one."""
-    try:
-        return read_object(folder / SUMMARY)
-    except (OSError, ValueError):
-        return {}
+def tell_failures() -> None:
+    """Say on stderr which jobs of this process's sweep failed so far."""
+    error = failures(report.jobs or []) if report else None
+    for text in error.args if error else ():
+        print(f"taqdit: {text}", file=sys.stderr)

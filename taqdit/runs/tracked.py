@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -77,9 +77,3 @@ def _scalars(table: Overview, step: int) -> dict[str, float]:
         f"absmax/{site.name}": float(value)
         for site, value in zip(table.sites, table.absmax[:, step], strict=True)
     }
-
-
-def layer_columns(rows: Sequence[tuple[object, ...]]) -> dict[str, list[object]]:
-    """The layer summary by column, as a CSV takes it."""
-    columns = list(zip(*rows, strict=True))
-    return {name: list(column) for name, column in zip(["layer", *COLUMNS], columns, strict=True)}

@@ -60,6 +60,16 @@ class Plan:
         """Trajectories in whole batches: at least the number asked for."""
         return self.sampler.num_batches * self.sampler.batch_size
 
+    @property
+    def made_elsewhere(self) -> bool:
+        """Whether files made elsewhere take the place of all stages."""
+        return not (self.imported is None and self.imported_statistics is None)
+
+    @property
+    def analyses(self) -> bool:
+        """Whether statistics are analysed where there are some."""
+        return "analysis" in self.stages and self.analysis.enabled
+
     def stored_steps(self, trajectory: int) -> np.ndarray:
         """The steps whose latents are stored, ascending, (k,) int64; num_steps is the final one."""
         num_steps = self.schedule.num_steps

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from taqdit.errors import CorruptError, InputError, StorageError
+from taqdit.report.run_folder import RunFolder
 from taqdit.runs.api import open_run
-from taqdit.runs.run_json import read_record
 from taqdit.store import disk, make_folder, npz, publish_bytes, sha256_file
 from taqdit.store.lock import hold
 from taqdit.store_tools.image_set import Entry, ImageSet, lacks
@@ -37,7 +37,7 @@ def export_run(run: Path, to: Path, form: str) -> tuple[int, int]:
     InputError for a folder that holds other things, CorruptError, once all that is whole is
     exported, if something is not.
     """
-    store = (run / read_record(run)["store"]).resolve()
+    store = (run / RunFolder(run).record()["store"]).resolve()
     if store in (to.resolve(), *to.resolve().parents):
         raise InputError(f"{to} lies in the store; choose another folder with --to")
     if form == "npz":

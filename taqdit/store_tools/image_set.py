@@ -15,7 +15,11 @@ from typing import Any
 
 from taqdit.errors import CorruptError, InputError, StorageError
 from taqdit.prompts.options import Prompts
-from taqdit.runs.run_json import MOST_TRAJECTORIES, images_asked, read_record, trajectories_asked
+from taqdit.report.run_folder import (
+    MOST_TRAJECTORIES,
+    images_asked,
+    trajectories_asked,
+)
 from taqdit.store import Stage
 from taqdit.store_tools.runs_found import RunFound, runs_of
 from taqdit.store_tools.stage_folder import is_stage_name
@@ -58,7 +62,7 @@ class ImageSet:
     @classmethod
     def of_run(cls, folder: Path) -> ImageSet:
         """What a run asked for, finished or not. InputError if it has no trajectories."""
-        record = read_record(folder)
+        record = RunFolder(folder).record()
         fingerprint = record["stages"].get(TRAJECTORIES)
         store = folder / record["store"]
         stage = Stage.find(store, TRAJECTORIES, str(fingerprint)) if fingerprint else None

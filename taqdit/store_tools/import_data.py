@@ -16,7 +16,7 @@ from taqdit.calibration.calibration_set import import_npz
 from taqdit.config.arguments import Arguments
 from taqdit.config.overrides import spell
 from taqdit.errors import InputError, StorageError
-from taqdit.runs.record import describe_calibration, describe_statistics
+from taqdit.runs.summary import describe_calibration, describe_statistics
 from taqdit.stages.fingerprints import fingerprint
 from taqdit.store import Stage, disk, publish, publish_bytes, sha256_file, sha256_hex
 from taqdit.store.disk import identity_at

@@ -10,7 +10,7 @@ from typing import Any
 from taqdit import config
 from taqdit.config.arguments import Arguments
 from taqdit.errors import ConfigError, InputError
-from taqdit.runs.record import RECORD
+from taqdit.report.run_folder import RECORD
 from taqdit.store import make_folder, publish_json
 from taqdit.store.disk import relative
 from taqdit.store_tools import find_store

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from taqdit.errors import CorruptError, StorageError, TaqditError
-from taqdit.runs.record import FOLDERS, POINTERS, RECORD
-from taqdit.runs.run_json import (
-    _corrupt,
-    _files_named,
-    _part,
-    _place,
+from taqdit.report.run_folder import (
+    RECORD,
+    RunFolder,
+    corrupt,
+    files_named,
     images_asked,
-    read_record,
+    options,
+    resolved,
     trajectories_asked,
 )
+from taqdit.runs.record import FOLDERS, POINTERS
 from taqdit.store import disk
 from taqdit.store.digest import read_stamped, reason_of
 
@@ -145,12 +146,12 @@ def _below(outputs: Path, store: Path) -> Iterator[RunFound]:
 
 def _read(folder: Path) -> RunFound:
     try:
-        record = read_record(folder)
-        store = _place(folder / record["store"], folder / RECORD)
+        record = RunFolder(folder).record()
+        store = resolved(folder / record["store"], folder / RECORD)
         referred = _referred(record, folder / RECORD)
     except TaqditError as problem:
         return RunFound(folder, problem=problem)
-    rule = _part(record, "timestep_selection").get("_target_")
+    rule = options(record, "timestep_selection").get("_target_")
     try:
         count = trajectories_asked(record)
     except CorruptError:
@@ -168,16 +169,16 @@ def _read(folder: Path) -> RunFound:
 def _referred(record: Mapping[str, Any], file: Path) -> tuple[dict[str, str], tuple[Path, ...]]:
     """The stages by their fingerprints, and files and folders made elsewhere."""
     marks = {str(name): str(mark) for name, mark in record["stages"].items()}
-    return marks, tuple(_place(each, file) for each in _files_named(record))
+    return marks, tuple(resolved(each, file) for each in files_named(record))
 
 
 def _read_pointer(path: Path) -> dict[str, Any]:
     try:
         found = read_stamped(path)
     except CorruptError as error:
-        raise _corrupt(path, reason_of(error, path)) from error
+        raise corrupt(path, reason_of(error, path)) from error
     needed = {"folder": str, "host": str, "parent": int, "stages": dict}
     if not all(isinstance(found.get(key), kind) for key, kind in needed.items()):
-        raise _corrupt(path, f"it must hold {', '.join(needed)}")
-    _place(found["folder"], path)
+        raise corrupt(path, f"it must hold {', '.join(needed)}")
+    resolved(found["folder"], path)
     return found

@@ -25,47 +25,43 @@ from collections import defaultdict
 
 import taqdit
 from taqdit import run
-from taqdit.runs import api as runs
-from taqdit.runs import display as showing
-from taqdit.runs import session
+from taqdit.runs import outputs
 from taqdit.runs import sweep as sweeping
-from taqdit.runs.display import Showing
-from taqdit.runs.exports import Delivery
-from taqdit.runs.session import Session
+from taqdit.runs.outputs import RunOutputs
 from taqdit.tracking.options import Tracker
 
 RULES = ("paper_uniform", "dense_middle", "midpoint", "sigma_uniform")
 PARTS = {  # what of a job -> the functions that do it
     "compose and check": [
-        (runs.configuration, "compose_config"),
-        (runs.configuration, "plan"),
+        (run.configuration, "compose_config"),
+        (run.configuration, "plan"),
     ],
     "look up": [
-        (Session, "_preflight"),
-        (Session, "_fingerprints"),
-        (session, "encode_prompts"),
-        (session, "sample_and_trace"),
-        (session, "weight_table"),
+        (run, "state_cost"),
+        (run, "fingerprints"),
+        (run, "encode_prompts"),
+        (run, "sample_and_trace"),
+        (run, "weight_table"),
     ],
     "analysis": [
-        (session, "KeptAnalysis"),
-        (Session, "_select"),
-        (session, "analyse_run"),
-        (Delivery, "findings"),
+        (run, "KeptAnalysis"),
+        (run, "bound"),
+        (run, "analyse_run"),
+        (RunOutputs, "analysis"),
     ],
-    "exports": [(Delivery, "calibration"), (Delivery, "exports")],
-    "figures": [(session, "run_figures"), (Showing, "_draw")],
+    "exports": [(RunOutputs, "calibration"), (RunOutputs, "export")],
+    "figures": [(run, "run_figures"), (RunOutputs, "_draw")],
     "W&B and journal": [
-        (Session, "_start_tracking"),
-        (showing, "log_activations"),
-        (showing, "log_curves"),
+        (RunOutputs, "track"),
+        (outputs, "log_activations"),
+        (outputs, "log_curves"),
         (Tracker, "_tell"),
         (Tracker, "finish"),
     ],
-    "report": [(Showing, "write_page")],
+    "report": [(RunOutputs, "report")],
 }
 SWEEP = {
-    "jobs": [(run, "execute")],
+    "jobs": [(run, "run_plan")],
     "all jobs checked first": [(sweeping.SweepReport, "on_multirun_start")],
     "comparison": [(sweeping.SweepReport, "on_multirun_end")],
 }

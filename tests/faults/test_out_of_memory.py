@@ -153,10 +153,10 @@ def test_the_advice_is_for_where_it_was_and_for_what_is_not_set(case):
 
 
 STAGES = (  # what fails, how the line begins
-    ("taqdit.runs.session.encode_prompts", "encoding the prompts needs"),
+    ("taqdit.run.encode_prompts", "encoding the prompts needs"),
     ("taqdit.stages.trajectories.decode", "decoding an image needs"),
-    ("taqdit.runs.display.latent_figures", "drawing the figures needs"),
-    ("taqdit.runs.session.CalibrationSet", "this run needs"),
+    ("taqdit.runs.outputs.latent_figures", "drawing the figures needs"),
+    ("taqdit.run.CalibrationSet", "this run needs"),
 )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from taqdit.errors import InputError
 from taqdit.plots.style import publish_csv
@@ -22,7 +21,7 @@ from taqdit.report.comparison.table import Group, Row, groups, table
 from taqdit.report.comparison.tracked import track
 from taqdit.report.comparison.verdict import CRITERION, MARKS, overall, pairs, words
 from taqdit.report.figures import Drawn, save_all
-from taqdit.report.html import SortableTable, render
+from taqdit.report.html import render
 from taqdit.store import make_folder, publish_bytes, publish_json
 from taqdit.tracking.options import Tracker
 
@@ -58,7 +57,7 @@ def compare(folders: Sequence[str | Path], into: str | Path) -> Comparison:
     )
     make_folder(into)
     publish_json(into / JSON, as_json(result))
-    publish_csv(into / CSV, _columns(result.runs))
+    publish_csv(into / CSV, result.runs.by_column)
     drawn, notes = _drawn(sets, rows, into)
     result = replace(result, drawn=tuple(drawn))
     _publish_page(result, notes)
@@ -85,9 +84,3 @@ def _publish_page(found: Comparison, notes: Sequence[str]) -> None:
         notes=notes,
     )
     publish_bytes(found.page, render(shown))
-
-
-def _columns(runs: SortableTable) -> dict[str, list[Any]]:
-    cells = zip(*runs.rows, strict=True)
-    columns = [["" if value is None else value for value in column] for column in cells]
-    return dict(zip(runs.columns, columns, strict=True))

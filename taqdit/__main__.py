@@ -1,0 +1,5 @@
+"""`python -m taqdit`: the `taqdit` command."""
+
+from taqdit.cli.verbs import main
+
+main()
