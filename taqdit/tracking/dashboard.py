@@ -14,8 +14,7 @@ from taqdit.errors import ConfigError, InputError, StorageError
 from taqdit.quantizer import BITS
 from taqdit.store.secrets import mask_text
 from taqdit.tracking.credentials import key_configured
-from taqdit.tracking.mirror import metric_name, spread
-from taqdit.tracking.worker import describe
+from taqdit.tracking.mirror import describe, metric_name, spread
 
 PATIENCE = 20  # seconds that W&B may take to answer
 LINES, HISTOGRAMS, RUNS = 8, 12, 20  # of one panel; panels; runs in one panel
