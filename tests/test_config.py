@@ -408,7 +408,6 @@ CHANGES = {  # another value for every key; `group=` another option of a group
     "tracking.init_timeout": 1.0,
     "tracking.call_timeout": 1.0,
     "tracking.finish_timeout": 1.0,
-    "tracking.queue_size": 7,
     "analysis=": "none",
     "analysis.rule": "seed",
     "analysis.target": 30.0,

@@ -7,9 +7,10 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from taqdit.store.secrets import MASK
 from taqdit.tracking import options as tracking
 from taqdit.tracking.credentials import resolve_mode
 from taqdit.tracking.groups import group_name, run_date, sweep_group
+from taqdit.tracking.mirror import CHECKSUM_BYTES
 from taqdit.tracking.plain import merge_bins
 from taqdit.words import plain
 
@@ -261,30 +263,27 @@ def test_values_are_drawn_against_their_axis(folder):
     assert chart["panel_config"]["stringSettings"]["xname"] == "sigma"
 
 
-@pytest.mark.parametrize("limit", [100, 99])
-def test_the_artifact_is_a_reference_and_large_ones_are_not_read(limit, folder, monkeypatch):
-    from taqdit.tracking import mirror
-
-    monkeypatch.setattr(mirror, "CHECKSUM_BYTES", limit)
-    data = b"x" * 100
-    (folder / "a.bin").write_bytes(data)
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_the_artifact_is_a_reference_and_large_ones_are_not_read(beyond, folder):
+    with (folder / "a.bin").open("wb") as file:
+        file.truncate(CHECKSUM_BYTES + beyond)
     tracker = start(tracking.wandb(mode="offline"), folder)
     tracker.artifact("set/1", kind="calibration-set", path=folder / "a.bin", metadata={})
     tracker.finish(ok=True)
     (artifact,) = wandb_files.read_run(folder).artifacts
     assert artifact["name"] == "set-1"
     assert artifact["entries"] == {"a.bin": (folder / "a.bin").as_uri()}
-    content = base64.b64encode(hashlib.md5(data).digest()).decode()
-    assert (artifact["digests"]["a.bin"] == content) == (limit == 100)
+    content = base64.b64encode(hashlib.md5(bytes(CHECKSUM_BYTES)).digest()).decode()
+    assert (artifact["digests"]["a.bin"] == content) == (beyond == 0)
     assert not list(folder.glob("wandb/**/a.bin"))
 
 
 def test_wandb_leaves_the_process_as_it_was(folder, capfd):
-    before = sys.exit, sys.excepthook
+    before = sys.exit, sys.excepthook, dict(os.environ)
     tracker = start(tracking.wandb(mode="offline"), folder)
     tell(tracker, folder)
     tracker.finish(ok=True)
-    assert (sys.exit, sys.excepthook) == before
+    assert (sys.exit, sys.excepthook, dict(os.environ)) == before
     assert capfd.readouterr() == ("", "")
     assert tracker.location.endswith("-r1")
 
@@ -294,13 +293,9 @@ def test_online_the_server_gets_everything(folder, monkeypatch, capfd, caplog):
     with wandb_stub.Server() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)
-        import wandb
-
-        wandb.teardown()  # the settings of earlier tests
         tracker = start(tracking.auto(), folder)
         tell(tracker, folder)
         tracker.finish(ok=True)
-        wandb.teardown()
         assert server.column("loss/a") == [0, 0.5, 1, 1.5, 2]
         assert server.config["sampler"]["value"] == {"cfg": 2.0}
         made = {a["artifactCollectionName"]: a for a in server.artifacts}
@@ -384,11 +379,10 @@ def test_disabled_means_local(folder):
 
 def test_all_range_errors_come_at_once():
     with pytest.raises(ConfigError) as caught:
-        tracking.wandb(mode="maybe", project="a/b", init_timeout=0.0, queue_size=0)
+        tracking.wandb(mode="maybe", project="a/b", init_timeout=0.0)
     assert [text.split("=")[0] for text in caught.value.args] == [
         "mode",
         "project",
-        "queue_size",
         "init_timeout",
     ]
 
@@ -570,20 +564,21 @@ def test_the_key_is_in_no_file_of_a_run(folder, monkeypatch):
 
 
 @pytest.fixture
-def fake(monkeypatch):
+def fake(monkeypatch, tmp_path):
     """Puts a FakeWandb in wandb's place; what hangs is let go at the end."""
-    release = threading.Event()
+    installed = []
 
     def install(where="", how=""):
-        made = wandb_stub.FakeWandb(where, how, release)
-        monkeypatch.setitem(sys.modules, "wandb", made)
-        return made
+        folder = tmp_path / f"fake{len(installed)}"
+        installed.append(wandb_stub.Fake(folder, where, how, patch=monkeypatch))
+        return installed[-1]
 
     yield install
-    release.set()
+    for each in installed:
+        each.release()
 
 
-QUICK = {"init_timeout": 0.3, "call_timeout": 0.3, "finish_timeout": 1.0}
+QUICK = {"init_timeout": 5.0, "call_timeout": 1.0, "finish_timeout": 5.0}
 
 
 def complete(tmp_path, monkeypatch):
@@ -592,7 +587,14 @@ def complete(tmp_path, monkeypatch):
     tracker = start(tracking.local(), folder)
     tell(tracker, folder)
     tracker.finish(ok=True)
-    return without_time(folder)
+    first, *rest = without_time(folder)
+    return [first | {"wandb": {"project": "taqdit", "entity": None}}, *rest]
+
+
+def taken(folder):
+    """What the mirrors of a folder have said that W&B has taken."""
+    path = folder / "wandb" / "mirror.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 @pytest.mark.parametrize("how", ["raise", "hang"])
@@ -604,18 +606,19 @@ def complete(tmp_path, monkeypatch):
 )
 def test_a_wandb_that_fails_harms_nothing(where, how, folder, fake, caplog, tmp_path, monkeypatch):
     wandb = fake(where, how)
-    tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
+    waits = QUICK | ({f"{where}_timeout": 1.0} if where in ("init", "finish") else {})
+    tracker = start(tracking.wandb(mode="offline", **waits), folder)
     tell(tracker, folder)
     tracker.finish(ok=True)
     assert without_time(folder) == complete(tmp_path, monkeypatch)
     assert wandb.calls.count(where) == 1  # reached once, and never called again
-    if how == "hang":
-        assert wandb.hanging.is_set()  # still is: nobody waited for it
+    assert wandb.hangs == (how == "hang")
     (warning,) = warnings_of(caplog)
     assert warning.startswith(f"W&B: {where if where != 'log' else 'scalars'}".replace("log_", ""))
-    assert "from here on events.jsonl alone" in warning
+    assert f"from here on events.jsonl alone; finish it: taqdit sync {folder}" in warning
     assert KEY not in warning
     assert "\n" not in warning
+    assert taken(folder) == []
 
 
 def test_the_fake_is_fair(folder, fake, caplog):
@@ -628,46 +631,97 @@ def test_the_fake_is_fair(folder, fake, caplog):
     assert wandb.calls == ["init", *["log"] * 9, "log_artifact", "finish"]
     assert wandb.summary == {"points": 20}
     assert wandb.options["id"] == "r1"
+    assert taken(folder) == [{"run_id": "r1", "online": False, "events": len(events(folder))}]
+    assert "wandb_stub.FakeWandb" not in str(sys.modules.get("wandb"))  # not in this process
 
 
 def test_lineage_is_told_online_only(folder, fake, monkeypatch):
     for mode in ("offline", "online"):
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         wandb = fake()
-        tracker = start(tracking.wandb(mode=mode, **QUICK), folder)
+        tracker = start(tracking.wandb(mode=mode, **QUICK), folder, run_id=mode)
         tracker.uses("set 1", kind="trajectories", path=folder / "data")
         tracker.finish(ok=True)
         assert wandb.calls[1:-1] == (["use set-1"] if mode == "online" else [])
         assert wandb.config == {"uses": {"trajectories": "set 1"}}
 
 
-def test_a_wandb_that_exits_or_is_not_installed_harms_nothing(folder, fake, caplog, monkeypatch):
-    fake("init", "exit")
+@pytest.mark.parametrize("how", ["exit", "crash"])
+def test_a_wandb_that_exits_harms_nothing(folder, fake, caplog, how):
+    fake("init", how)
     tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
     tracker.finish(ok=True)
-    monkeypatch.setitem(sys.modules, "wandb", None)  # import raises
+    (warning,) = warnings_of(caplog)
+    assert {"exit": "init failed (SystemExit: 1)", "crash": "(exit code 3)"}[how] in warning
+
+
+def test_a_wandb_that_is_not_installed_harms_nothing(folder, tmp_path, caplog, monkeypatch):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "wandb.py").write_text("raise ModuleNotFoundError('no wandb')")
+    monkeypatch.syspath_prepend(str(tmp_path / "none"))
     tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
     tracker.finish(ok=True)
-    first, second = warnings_of(caplog)
-    assert "init failed (SystemExit: 1)" in first
-    assert "init failed (ModuleNotFoundError" in second
+    (warning,) = warnings_of(caplog)
+    assert "init failed (ModuleNotFoundError: no wandb)" in warning
 
 
-def test_a_slow_wandb_loses_records_and_says_how_many(folder, fake, caplog):
+@pytest.mark.parametrize("fault", [OSError(12, "Cannot allocate memory")])
+def test_a_process_that_cannot_be_started_harms_nothing(folder, caplog, monkeypatch, fault):
+    def refuse(*_, **__):
+        raise fault
+
+    monkeypatch.setattr("taqdit.tracking.process.subprocess.Popen", refuse)
+    tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
+    tracker.scalars({"a": 0.0}, axis={})
+    tracker.finish(ok=True)
+    (warning,) = warnings_of(caplog)
+    assert "cannot be started ([Errno 12] Cannot allocate memory)" in warning
+    assert len(events(folder)) == 3
+
+
+def test_a_slow_wandb_loses_nothing(folder, fake, caplog):
+    """Events wait in events.jsonl, however many; nothing is dropped."""
     wandb = fake("log", "hang")
     patient = {"init_timeout": 60.0, "call_timeout": 60.0, "finish_timeout": 60.0}
-    tracker = start(tracking.wandb(mode="offline", queue_size=2, **patient), folder)
+    tracker = start(tracking.wandb(mode="offline", **patient), folder)
     tracker.scalars({"a": 0.0}, axis={})
-    assert wandb.hanging.wait(60)
-    for i in range(1, 10):
+    wandb.wait()
+    for i in range(1, 2000):
         tracker.scalars({"a": float(i)}, axis={})
-    wandb.release.set()
+    wandb.release()
     tracker.finish(ok=True)
-    assert wandb.rows == [{"a": 0.0}, {"a": 1.0}, {"a": 2.0}]
-    assert warnings_of(caplog) == [
-        "W&B: 7 records came faster than it took them and are in events.jsonl only"
+    assert wandb.rows == [{"a": float(i)} for i in range(2000)]
+    assert warnings_of(caplog) == []
+
+
+def test_a_failure_is_told_while_the_run_goes_on(folder, fake, caplog):
+    fake("init", "raise")
+    tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
+    deadline = time.monotonic() + 60
+    while not warnings_of(caplog) and time.monotonic() < deadline:
+        tracker.scalars({"a": 0.0}, axis={})
+        time.sleep(0.05)
+    (warning,) = warnings_of(caplog)
+    tracker.finish(ok=True)
+    assert warnings_of(caplog) == [warning]
+
+
+def test_two_mirrors_in_one_process_are_two_runs(folder, fake, tmp_path):
+    (second := tmp_path / "second").mkdir()
+    wandb = fake()
+    trackers = [
+        start(tracking.wandb(mode="offline", **QUICK), where, run_id=where.name)
+        for where in (folder, second)
     ]
-    assert len(events(folder)) == 12
+    for number, tracker in enumerate(trackers):
+        tracker.scalars({"a": number}, axis={})
+    for tracker in trackers:
+        tracker.finish(ok=True)
+    assert sorted(wandb.rows, key=lambda row: row["a"]) == [{"a": 0}, {"a": 1}]
+    assert [each["run_id"] for where in (folder, second) for each in taken(where)] == [
+        "run",
+        "second",
+    ]
 
 
 def test_one_failed_run_does_not_spoil_the_next(folder, fake, tmp_path):
@@ -675,12 +729,32 @@ def test_one_failed_run_does_not_spoil_the_next(folder, fake, tmp_path):
     tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
     tracker.scalars({"a": 0.0}, axis={})
     tracker.finish(ok=True)
-    assert first.hanging.is_set()
+    assert first.hangs
     second = fake()
     tracker = start(tracking.wandb(mode="offline", **QUICK), folder, run_id="r2")
-    tracker.scalars({"a": 0.0}, axis={})
+    tracker.scalars({"a": 1.0}, axis={})
     tracker.finish(ok=True)
     assert second.calls == ["init", "log", "finish"]
+    assert second.rows == [{"a": 1.0}]  # not those of the other run in the folder's events.jsonl
+
+
+def test_a_forked_process_leaves_the_mirror_to_its_parent(folder, fake):
+    wandb = fake()
+    tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
+    if (child := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            del tracker
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    tracker.scalars({"a": 0.0}, axis={})
+    if (child := os.fork()) == 0:  # one that outlives the run, and holds what it inherited
+        time.sleep(60)
+        os._exit(0)
+    tracker.finish(ok=True)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert wandb.rows == [{"a": 0.0}]
+    assert wandb.exit_codes == [0]
 
 
 # --- whole processes ------------------------------------------------------------------------
@@ -697,7 +771,7 @@ tracker.scalars({"a": 1.0}, axis={"step": 0})
 """
 
 
-def python(code, folder, *arguments, path="", **environment):
+def python(code, folder, *arguments, path="", start_new_session=False, **environment):
     """Run code in a fresh interpreter that knows no key and may not report errors home unasked."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     env = {**kept, "HOME": str(folder), "PYTHONPATH": f"{path}{os.pathsep}{ROOT}", **environment}
@@ -709,14 +783,16 @@ def python(code, folder, *arguments, path="", **environment):
         text=True,
         timeout=120,
         check=False,
+        start_new_session=start_new_session,
     )
 
 
 SLEEPY = """
 import atexit, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
 def sleep(*_, **__): time.sleep(600)
 def hook():
-    pathlib.Path(sys.argv[1], "hook").touch()
+    pathlib.Path(folder, "hook").touch()
     sleep()
 class Run:
     dir, url, summary = "x/files", "", {}
@@ -725,7 +801,7 @@ class Run:
 setup = Settings = lambda **_: None
 def init(**_):
     atexit.register(hook)
-    pathlib.Path(sys.argv[1], "begun").touch()
+    pathlib.Path(folder, "begun").touch()
     return Run()
 """
 BEGUN = """
@@ -739,8 +815,25 @@ FAULTS = {
     "log": (SLEEPY + "Run.log = sleep", "tracker.finish(ok=True)", 1),
     "finish": (SLEEPY + "Run.finish = sleep", "tracker.finish(ok=True)", 1),
     "exit hook": (SLEEPY, "tracker.finish(ok=True)", 0),
-    "never finished": (SLEEPY + "Run.finish = sleep", BEGUN, 1),
+    "never finished": (SLEEPY + "Run.finish = sleep", BEGUN, 0),  # nobody is there to hear of it
 }
+
+
+def processes(*words):
+    """Ids of the processes whose command line holds all the words."""
+    lines = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True)
+    found = [line.split(None, 1) for line in lines.stdout.splitlines()]
+    return [int(pid) for pid, line in found if all(word in line for word in words)]
+
+
+def gone(*words, patience=30):
+    """Whether such processes are gone, or go soon."""
+    deadline = time.monotonic() + patience
+    while processes(*words):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 @pytest.mark.parametrize("fault", slow_unless(["log", "exit hook"], FAULTS))
@@ -757,8 +850,64 @@ def test_the_process_ends_though_wandb_sleeps(fault, tmp_path):
     assert len(done.stderr.splitlines()) == warned, done.stderr
     kinds = [event["kind"] for event in events(tmp_path / "run")]
     assert kinds == ["run", "scalars", *["finish"] * ("finish(" in ending)]
+    assert gone("taqdit.tracking.mirror", str(tmp_path))  # what hung was killed
     # wandb's own exit hook is run, for a while, unless wandb has failed before
     assert (tmp_path / "run" / "hook").exists() == (fault == "exit hook")
+
+
+DEAD = """
+import os, signal
+tracker.scalars({"a": 2.0}, axis={"step": 1})
+with (folder / "events.jsonl").open("a") as file:
+    file.write('{"kind": "scal')
+"""
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@shows("P15", "the run is killed: its mirror takes what events.jsonl holds", trials=1)
+def test_the_mirror_of_a_killed_run_ends_its_record(begun, tmp_path):
+    fake = wandb_stub.Fake(tmp_path / "fake")
+    (folder := tmp_path / "run").mkdir()
+    wait = f"\nimport time\nwhile not Path({str(fake.folder / 'calls.jsonl')!r}).exists():"
+    code = RUN.replace("=1.0", "=20.0") + DEAD + begun * (wait + " time.sleep(0.01)")
+    done = python(code + "\nos.kill(os.getpid(), signal.SIGKILL)", folder, path=fake.folder)
+    assert done.returncode == -signal.SIGKILL
+    assert gone("taqdit.tracking.mirror", str(folder))
+    assert fake.rows == [{"step": 0, "a": 1.0}, {"step": 1, "a": 2.0}]
+    assert fake.exit_codes == [1]
+    assert taken(folder) == [{"run_id": "r1", "online": False, "events": 3}]
+
+
+def test_a_key_press_that_ends_the_run_does_not_reach_its_mirror(tmp_path):
+    """Ctrl-C goes to all processes of the terminal's group."""
+    fake = wandb_stub.Fake(tmp_path / "fake")
+    (folder := tmp_path / "run").mkdir()
+    code = RUN.replace("=1.0", "=20.0") + (
+        "import os, signal\n"
+        "try:\n    os.killpg(0, signal.SIGINT)\n    signal.pause()\n"
+        "except KeyboardInterrupt:\n    tracker.finish(ok=False)\n"
+    )
+    done = python(code, folder, path=fake.folder, start_new_session=True)
+    assert done.returncode == 0, done.stderr
+    assert fake.rows == [{"step": 0, "a": 1.0}]
+    assert fake.exit_codes == [1]
+
+
+def test_the_key_is_in_no_command_line(tmp_path):
+    fake = wandb_stub.Fake(tmp_path / "fake")
+    (folder := tmp_path / "run").mkdir()
+    code = RUN.replace("=1.0", "=20.0") + (
+        "import subprocess\n"
+        "print(subprocess.run(['ps', '-eo', 'args='], capture_output=True, text=True).stdout)\n"
+        "tracker.finish(ok=True)\n"
+    )
+    done = python(code, folder, path=fake.folder, WANDB_API_KEY=KEY)
+    (line,) = [
+        each for each in done.stdout.splitlines() if str(folder) in each and "mirror" in each
+    ]
+    assert KEY not in done.stdout
+    assert "taqdit.tracking.mirror" in line
+    assert fake.options["mode"] == "online"  # but it has the key
 
 
 @shows("P18", "an online run: neither command line nor key is sent", trials=1)
@@ -785,7 +934,7 @@ def test_an_outage_in_mid_run_costs_the_patience_it_was_given(tmp_path):
     assert done.returncode == 0
     (warning,) = done.stderr.splitlines()
     assert warning.startswith("W&B: finish did not end within 1 s; ")
-    assert "what it took: wandb sync " in warning
+    assert f"finish it: taqdit sync {tmp_path}" in warning
     assert [event["kind"] for event in events(tmp_path)] == ["run", "scalars", "finish"]
 
 

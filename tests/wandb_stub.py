@@ -4,7 +4,8 @@
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
 
 The server listens on the loopback interface and does just enough for real online runs. It keeps
-what arrives: `history` rows, `config`, `artifacts`, which of them were `used`, uploaded `files`,
+what arrives: `history` rows (each run's at the offset that they are sent for: a run sent anew
+replaces its rows), `config`, `artifacts`, which of them were `used`, uploaded `files`,
 `exit_codes`, the `runs` with what they said of themselves and their `summaries`, and the `views`
 of its one `project`. With `refuse=True` it knows no artifact that a run wants to use and takes no
 view; with `stall=True` it accepts a run, then never answers its data: an outage in mid-run.
@@ -12,12 +13,15 @@ view; with `stall=True` it accepts a run, then never answers its data: an outage
 
 import gzip
 import json
+import os
 import re
 import sys
 import threading
+import time
 import types
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 ENTITY = "tester"
 SECRET = "0123456789abcdef" * 2 + "89abcdef"  # in the form of an API key
@@ -27,7 +31,7 @@ class Server:
     """The server; `url` is its address, `operations` the names of the queries it was asked."""
 
     def __init__(self, *, stall=False, refuse=False):
-        self.history, self.artifacts, self.operations = [], [], []
+        self.rows, self.artifacts, self.operations = {}, [], []
         self.files, self.config, self.exit_codes = {}, {}, []
         self.used, self.refuse, self._lock = [], refuse, threading.Lock()
         self.runs, self.summaries, self.views, self.project = {}, {}, [], "taqdit"
@@ -45,6 +49,11 @@ class Server:
         self.released.set()
         self._http.shutdown()
         self._http.server_close()
+
+    @property
+    def history(self):
+        """The rows of all runs, in the order of the runs."""
+        return [row for rows in self.rows.values() for row in rows]
 
     def column(self, name):
         """Values of one metric over the history rows that have it."""
@@ -169,7 +178,9 @@ class Server:
         """One chunk of a run's file stream."""
         for name, part in (body.get("files") or {}).items():
             if name == "wandb-history.jsonl":
-                self.history += [json.loads(line) for line in part["content"]]
+                rows, at = self.rows.setdefault(run, []), part["offset"]
+                assert at <= len(rows), "a hole in the history"
+                rows[at : at + len(part["content"])] = map(json.loads, part["content"])
             if name == "wandb-summary.json" and part["content"]:
                 self.summaries[run] = json.loads(part["content"][-1])
         if body.get("complete"):
@@ -238,51 +249,62 @@ class _Config(dict):
 
 
 class FakeWandb(types.ModuleType):
-    """A wandb that works, but for one call that raises or hangs."""
+    """A wandb that works, but for one call that raises or hangs; notes what it is told in a file.
 
-    def __init__(self, where="", how="", release=None):
+    It is imported by a child process: `Fake` puts it there.
+    """
+
+    def __init__(self, folder, where, how):
         super().__init__("wandb")
-        self.where, self.how = where, how
-        self.release, self.hanging = release or threading.Event(), threading.Event()
-        self.rows, self.calls = [], []
+        self.folder, self.where, self.how = Path(folder), where, how
         self.errors = types.SimpleNamespace(CommError=RuntimeError)
         self.plot = types.SimpleNamespace(line_series=lambda **_: "chart")
-        self.summary, self.dir, self.url = {}, "run/files", "http://host/run"
-        self.config = _Config()
+        self.dir, self.url = "run/files", "http://host/run"
+        note = self._note
+        self.config = types.SimpleNamespace(update=lambda values, **_: note(config=values))
+        self.summary = types.SimpleNamespace(update=lambda values: note(summary=values))
+        self._do("import")
 
-    def _do(self, name):
-        self.calls.append(name)
-        if name == self.where and self.how == "raise":
+    def _note(self, **what):
+        with (self.folder / "calls.jsonl").open("a") as file:
+            file.write(json.dumps(what, default=str) + "\n")
+
+    def _do(self, name, **more):
+        self._note(call=name, **more)
+        if name != self.where:
+            return
+        if self.how == "raise":
             raise OSError(28, f"No space left on device, key {SECRET}\nsecond line")
-        if name == self.where and self.how == "exit":
+        if self.how == "exit":
             sys.exit(1)
-        if name == self.where and self.how == "hang":
-            self.hanging.set()
-            self.release.wait(60)
+        if self.how == "crash":
+            os._exit(3)
+        if self.how == "hang":
+            (self.folder / "hanging").touch()
+            while not (self.folder / "release").exists():
+                time.sleep(0.01)
 
     def setup(self, settings=None):
         pass
 
     def init(self, **options):
-        self._do("init")
-        self.options = options
+        self._do("init", options=options)
         return self
 
     def log(self, row):
-        self._do("log")
-        self.rows.append(row)
+        self._do("log", row=row)
 
     def log_artifact(self, artifact, aliases=()):
         self._do("log_artifact")
 
     def finish(self, exit_code=None):
-        self._do("finish")
+        self._do("finish", exit_code=exit_code)
 
     def define_metric(self, name, **_):
         pass
 
     def use_artifact(self, artifact):
-        self.calls.append(f"use {artifact.name}")
+        self._do(f"use {artifact.name}")
 
     def Settings(self, **values):
         return values
@@ -291,3 +313,62 @@ class FakeWandb(types.ModuleType):
         return types.SimpleNamespace(name=name, add_reference=lambda *_, **__: None)
 
     Image = Histogram = Table = staticmethod(lambda *_, **__: "media")
+
+
+class Fake:
+    """A folder that holds a FakeWandb as the module wandb, and what it was told.
+
+    With `patch`, a process that this one starts finds it instead of the real one.
+    """
+
+    def __init__(self, folder, where="", how="", *, patch=None):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True)
+        code = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import wandb_stub\n"
+        code += f"made = wandb_stub.FakeWandb({str(folder)!r}, {where!r}, {how!r})\n"
+        (self.folder / "wandb.py").write_text(code + "sys.modules['wandb'] = made\n")
+        if patch:
+            patch.syspath_prepend(str(folder))
+
+    def _told(self, key):
+        file = self.folder / "calls.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [told[key] for told in map(json.loads, lines) if key in told]
+
+    @property
+    def calls(self):
+        return [call for call in self._told("call") if call != "import"]
+
+    @property
+    def rows(self):
+        return self._told("row")
+
+    @property
+    def options(self):
+        return self._told("options")[-1]
+
+    @property
+    def exit_codes(self):
+        return self._told("exit_code")
+
+    @property
+    def config(self):
+        return {key: value for told in self._told("config") for key, value in told.items()}
+
+    @property
+    def summary(self):
+        return {key: value for told in self._told("summary") for key, value in told.items()}
+
+    @property
+    def hangs(self):
+        return (self.folder / "hanging").exists()
+
+    def wait(self, condition=lambda fake: fake.hangs, patience=60):
+        """Until it hangs, or the condition holds."""
+        deadline = time.monotonic() + patience
+        while not condition(self):
+            assert time.monotonic() < deadline, self.calls
+            time.sleep(0.01)
+
+    def release(self):
+        (self.folder / "release").touch()

@@ -10,7 +10,7 @@ from typing import Any
 
 from taqdit.activations.opened import ImportedStatistics
 from taqdit.activations.stored import Statistics
-from taqdit.stages.preflight import size
+from taqdit.words import size
 
 
 def describe_calibration(points: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from taqdit.errors import CorruptError, InputError, StorageError
 from taqdit.prompts.options import Prompts
 from taqdit.report.run_folder import (
     MOST_TRAJECTORIES,
+    RunFolder,
     images_asked,
     trajectories_asked,
 )

@@ -14,8 +14,8 @@ from taqdit.errors import ConfigError, InputError, StorageError
 from taqdit.quantizer import BITS
 from taqdit.store.secrets import mask_text
 from taqdit.tracking.credentials import key_configured
-from taqdit.tracking.mirror import metric_name, spread
-from taqdit.tracking.worker import describe
+from taqdit.tracking.mirror import describe, metric_name
+from taqdit.words import spaced
 
 PATIENCE = 20  # seconds that W&B may take to answer
 LINES, HISTOGRAMS, RUNS = 8, 12, 20  # of one panel; panels; runs in one panel
@@ -176,7 +176,7 @@ def _ranges(contents: Contents) -> Iterator[Any]:
         yield wr.LinePlot(
             title=f"Largest magnitude: {kind}",
             x="timestep",
-            y=[metric_name(f"absmax/{site}") for site in spread(sites, LINES)],
+            y=[metric_name(f"absmax/{site}") for site in spaced(sites, LINES)],
         )
     for chart in CHARTS if contents.sites else ():
         yield wr.CustomChart(
@@ -194,7 +194,7 @@ def _histograms(contents: Contents) -> Iterator[Any]:
     """How values are distributed over the timesteps: W&B draws one histogram in a panel."""
     import wandb_workspaces.reports.v2 as wr
 
-    for site in spread(list(contents.sites), HISTOGRAMS):
+    for site in spaced(list(contents.sites), HISTOGRAMS):
         yield wr.LinePlot(title=site, x="timestep", y=[metric_name(f"histogram/{site}")])
 
 

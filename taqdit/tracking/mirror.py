@@ -1,124 +1,150 @@
-"""The mirror of a run in Weights & Biases. The only file that imports wandb.
+"""The mirror of a run in Weights & Biases: `python -m taqdit.tracking.mirror`, a child of the run
+(`process.py`) or of `taqdit sync`. The only process that loads wandb.
 
-The run never waits for W&B and never fails with it: all calls are made by one worker thread
-under time limits, and the first one that fails ends the mirror with one line of warning.
+It reads the run's events.jsonl from its beginning, hands every event to W&B, and ends when the run
+has ended: by its last event, or because the process that wrote it is gone. A call that takes too
+long ends this process, whatever it hangs in. What it has to say goes to its parent as lines of
+JSON: `opened` (where the run is), `note`, `failed` (why it ends), `whole` (W&B has everything).
 """
 
 from __future__ import annotations
 
-import logging
+import json
+import math
 import os
 import re
+import select
+import signal
 import sys
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from taqdit.store.secrets import mask_text
-from taqdit.tracking.exit_hooks import ExitGuard
+from taqdit.store import Journal, make_folder
+from taqdit.tracking.local import follow, run_info, runs_in
+from taqdit.tracking.process import MirrorOptions
 from taqdit.tracking.tracker import RunInfo
-from taqdit.tracking.worker import Worker, describe
+from taqdit.words import spaced
 
-_log = logging.getLogger(__name__)
+STATE = "wandb/mirror.jsonl"  # in the run's folder: what W&B has taken wholly
 MAX_LINES = 64  # of one chart: more are slow to draw and cannot be told apart
 MAX_CHART_ROWS = 10000  # W&B leaves out what a chart's table holds beyond
 MAX_EXIT = 10.0  # seconds for W&B's own exit hooks
 MAX_NAME = 64  # of a tag, a job type
 X_AXES = ("sigma", "timestep", "step")  # what curves are drawn against, by preference
 CHECKSUM_BYTES = 64 * 2**20  # larger references are identified by their address alone
+_POLL = 0.1  # seconds between looks at a file that grows
 
 
-@dataclass(frozen=True)
-class MirrorOptions:
-    """How to reach W&B, and for how many seconds to wait for it."""
+class Parent:
+    """The process that started this one. The standard output belongs to what is said to it."""
 
-    project: str
-    entity: str | None
-    online: bool
-    init_timeout: float
-    call_timeout: float
-    finish_timeout: float
-    queue_size: int
+    def __init__(self) -> None:
+        self._pid, self._line = os.getppid(), os.dup(1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
+    def say(self, **what: Any) -> None:
+        """One line; nobody may be there any more to read it."""
+        with suppress(OSError):
+            os.write(self._line, json.dumps(what).encode() + b"\n")
 
-class WandbSink:
-    """Forwards events to a W&B run of its own."""
-
-    def __init__(self, run: RunInfo, options: MirrorOptions) -> None:
-        self._options, self._guard = options, _guard(min(MAX_EXIT, options.finish_timeout))
-        self._call = _Calls(run, options, opened=self._guard.arm)
-        self._worker = Worker("wandb", capacity=options.queue_size, report=self._give_up)
-        self._guard.opened(self._abandon)
-        self._worker.submit("init", self._call.open, limit=options.init_timeout)
-        # Two threads importing at once can meet half-made modules, so this one waits for that
-        # part of the start, and for no other.
-        self._call.imported.wait(options.init_timeout)
-        self._worker.working()
-
-    @property
-    def location(self) -> str:
-        """The run's address online, its folder offline; empty before W&B has started."""
-        return self._call.location
-
-    def emit(self, kind: str, fields: dict[str, Any]) -> None:
-        """Queues the event, or counts it as dropped."""
-        call = getattr(self._call, kind)
-        self._worker.submit(kind, lambda: call(**fields), limit=self._options.call_timeout)
-
-    def finish(self, ok: bool) -> None:
-        """Waits for a start still under way, then at most `finish_timeout` seconds."""
-        while self._worker.working() and not self._call.opened.wait(0.05):
-            pass  # bounded by init_timeout: `working` watches it
-        limit = self._options.finish_timeout
-        self._worker.close("finish", lambda: self._call.close(ok), limit=limit)
-        self._guard.closed(self._abandon)
-        if self._worker.dropped:
-            _log.warning(
-                "W&B: %d records came faster than it took them and are in events.jsonl only",
-                self._worker.dropped,
-            )
-
-    def _abandon(self) -> None:
-        self.finish(False)
-
-    def _give_up(self, reason: str) -> None:
-        self._guard.distrust()
-        rest = f"; what it took: wandb sync {self._call.folder}" if self._call.folder else ""
-        _log.warning("W&B: %s; from here on events.jsonl alone%s", mask_text(reason), rest)
+    def silent(self) -> bool:
+        """Whether it has written all it will, looking for a moment: our standard input, which it
+        never uses, is closed, or it is no longer our parent."""
+        return bool(select.select([0], [], [], _POLL)[0]) or os.getppid() != self._pid
 
 
-class _Calls:
-    """What the worker does, one method per kind of event. Used by its thread alone."""
+class Limits:
+    """Ends this process when a call into wandb raises, or is not back in time."""
 
-    def __init__(
-        self, run: RunInfo, options: MirrorOptions, *, opened: Callable[[], object]
-    ) -> None:
-        self.imported, self.opened = threading.Event(), threading.Event()
-        self.location = self.folder = ""
-        self._info, self._options, self._on_open = run, options, opened
-        self._wandb: Any = None
-        self._run: Any = None
+    def __init__(self, parent: Parent, options: MirrorOptions) -> None:
+        self._parent, self._options, self._end = parent, options, math.inf
+
+    def over(self) -> bool:
+        """Whether no more events are written; from then on `finish_timeout` holds for the rest."""
+        over = self._parent.silent()
+        if over and self._end == math.inf:
+            self._end = time.monotonic() + self._options.finish_timeout
+        return over
+
+    @contextmanager
+    def within(self, what: str, seconds: float) -> Iterator[None]:
+        """So long may the call in the block take. Only these blocks may end the process."""
+        late = f"{what} gave no answer within {seconds:g} s"
+        if (left := self._end - time.monotonic()) < seconds:
+            late = f"finish did not end within {self._options.finish_timeout:g} s"
+
+        def stop(*_: Any) -> None:
+            self._fail(late)
+
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, min(left, seconds)))
+        try:
+            yield
+        except BaseException as error:  # whatever of W&B's many kinds
+            self._fail(f"{what} failed ({describe(error)})")
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _fail(self, reason: str) -> None:
+        """End without W&B's exit hooks: they would wait for something that never comes."""
+        self._parent.say(failed=reason)
+        os._exit(1)
+
+
+def main(folder: Path, run_id: str, options: MirrorOptions) -> None:
+    """Mirror one run of a folder from its first event to its last."""
+    parent = Parent()
+    limits = Limits(parent, options)
+    events = (event for run, event in runs_in(follow(folder, limits.over)) if run == run_id)
+    with limits.within("init", options.init_timeout):
+        mirror = Mirror(run_info(folder, next(events)), options, parent)
+    taken, ok = 1, False
+    for event in events:
+        taken += 1
+        if event["kind"] == "finish":
+            ok = bool(event.get("ok"))
+            break
+        with limits.within(event["kind"], options.call_timeout):
+            mirror.take(event)
+    with limits.within("finish", options.finish_timeout):
+        mirror.close(ok)
+        record_taken(folder, run_id, taken, online=options.online)
+    parent.say(whole=taken)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, min(MAX_EXIT, options.finish_timeout))
+
+
+def record_taken(folder: Path, run_id: str, events: int, *, online: bool) -> None:
+    """Note in the run's folder how many of its events W&B has taken: all that there are."""
+    make_folder((folder / STATE).parent)
+    state = Journal(folder / STATE)
+    state.append({"run_id": run_id, "online": online, "events": events})
+    state.close()
+
+
+class Mirror:
+    """A run in W&B, told by the events of another: one method per kind."""
+
+    def __init__(self, run: RunInfo, options: MirrorOptions, parent: Parent) -> None:
+        import wandb
+
+        self._info, self._options, self._parent = run, options, parent
+        self._wandb: Any = wandb
+        self._run = self._init()
         self._defined: set[str] = set()
         self._uses: dict[str, str] = {}
+        folder = str(Path(self._run.dir).parent)
+        parent.say(opened=self._run.url if options.online else folder)
 
-    def open(self) -> None:
-        if not self._options.online:
-            # Or W&B's own telemetry would reach for the network when the process exits.
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        try:
-            import wandb
-        finally:
-            self.imported.set()
-        self._wandb = wandb
-        before = sys.exit, sys.excepthook
-        self._run = self._init()
-        _restore(*before)
-        self._on_open()
-        self.folder = str(Path(self._run.dir).parent)
-        self.location = self._run.url if self._options.online else self.folder
-        self.opened.set()
+    def take(self, event: dict[str, Any]) -> None:
+        """Hand one event to W&B. Kinds that are not known (yet) are left out."""
+        fields = {name: value for name, value in event.items() if name not in ("kind", "time")}
+        if "path" in fields:
+            fields["path"] = str((self._info.folder / fields["path"]).resolve())
+        if event["kind"] in KINDS:
+            getattr(self, event["kind"])(**fields)
 
     def scalars(self, axis: dict[str, Any], values: dict[str, Any]) -> None:
         along = next((x for x in X_AXES if x in axis), next(iter(axis), None))
@@ -144,7 +170,10 @@ class _Calls:
         self._log_row({name: table})
 
     def image(self, name: str, path: str, caption: str) -> None:
-        self._log_row({name: self._wandb.Image(path, caption=caption or None)})
+        if Path(path).is_file():
+            self._log_row({name: self._wandb.Image(path, caption=caption or None)})
+        else:
+            self._parent.say(note=f"{path} is not there any more")
 
     def artifact(self, name: str, type: str, path: str, metadata: dict[str, Any]) -> None:
         made = self._reference(name, type, path, metadata)
@@ -160,7 +189,7 @@ class _Calls:
         try:
             self._run.use_artifact(self._reference(name, type, path, {}))
         except (self._wandb.errors.CommError, ValueError) as error:
-            _log.info("W&B: %s is not linked to this run (%s)", name, describe(error))
+            self._parent.say(note=f"{name} is not linked to this run ({describe(error)})")
 
     def summary(self, values: dict[str, Any]) -> None:
         self._run.summary.update(values)
@@ -170,6 +199,7 @@ class _Calls:
 
     def _init(self) -> Any:
         info, options, wandb = self._info, self._options, self._wandb
+        place = info.wandb or info.config.get("tracking") or {}  # older events have the latter
         settings = wandb.Settings(
             init_timeout=options.init_timeout,
             console="off",
@@ -184,12 +214,12 @@ class _Calls:
         )
         wandb.setup(settings=wandb.Settings(silent=True))
         return wandb.init(
-            project=options.project,
-            entity=options.entity,
+            project=place.get("project") or "taqdit",
+            entity=place.get("entity"),
             dir=str(info.folder),
             mode="online" if options.online else "offline",
             id=info.run_id,
-            resume="never",
+            resume=None if options.anew else "never",
             name=info.name,
             group=info.group,
             job_type=info.job_type and info.job_type[:MAX_NAME],
@@ -201,7 +231,8 @@ class _Calls:
     def _reference(self, name: str, type: str, path: str, metadata: dict[str, Any]) -> Any:
         made = self._wandb.Artifact(_artifact_name(name), type=type, metadata=metadata)
         where = Path(path).resolve()
-        made.add_reference(where.as_uri(), checksum=_bytes(where) <= CHECKSUM_BYTES)
+        small = where.exists() and _bytes(where) <= CHECKSUM_BYTES
+        made.add_reference(where.as_uri(), checksum=small)
         return made
 
     def _log_row(self, row: dict[str, Any]) -> None:
@@ -210,10 +241,10 @@ class _Calls:
     def _chart(self, name: str, x_name: str, x: list[Any], ys: dict[str, list[Any]]) -> Any:
         """At most MAX_LINES lines, evenly spread over `ys`; NaN and infinities are gaps."""
         most = max(1, min(MAX_LINES, MAX_CHART_ROWS // len(x)))
-        keys = spread(list(ys), most)
+        keys = spaced(list(ys), most)
         if len(keys) < len(ys):
-            words = "W&B: the chart %s shows %d of %d curves; events.jsonl has them all"
-            _log.info(words, name, len(keys), len(ys))
+            words = f"the chart {name} shows {len(keys)} of {len(ys)} curves"
+            self._parent.say(note=f"{words}; events.jsonl has them all")
         lines = [[None if isinstance(y, str) else y for y in ys[key]] for key in keys]
         return self._wandb.plot.line_series(xs=x, ys=lines, keys=keys, title=name, xname=x_name)
 
@@ -227,33 +258,12 @@ class _Calls:
             self._defined.add(name)
 
 
-_guards: dict[int, ExitGuard] = {}
-
-
-def _guard(limit: float) -> ExitGuard:
-    """This process's guard, made with its first mirror."""
-    if os.getpid() not in _guards:
-        _guards[os.getpid()] = ExitGuard("wandb", "opentelemetry", limit=limit)
-    return _guards[os.getpid()]
-
-
-def _restore(exit_function: Any, excepthook: Any) -> None:
-    """Takes back the two functions that wandb replaces to learn the exit code: it is told it."""
-    for name, before in (("exit", exit_function), ("excepthook", excepthook)):
-        if (getattr(getattr(sys, name), "__module__", None) or "").startswith("wandb."):
-            setattr(sys, name, before)
+KINDS = ("scalars", "histograms", "curves", "table", "image", "artifact", "uses", "summary")
 
 
 def metric_name(name: str) -> str:
     """What a metric is called in W&B: of one whose name has a dot, it does not find the x axis."""
     return name.replace(".", "/")
-
-
-def spread(names: list[str], most: int) -> list[str]:
-    """At most `most` of `names`, evenly spaced, with both ends."""
-    if len(names) <= most:
-        return names
-    return [names[i * (len(names) - 1) // max(1, most - 1)] for i in range(most)]
 
 
 def _artifact_name(name: str) -> str:
@@ -263,3 +273,13 @@ def _artifact_name(name: str) -> str:
 def _bytes(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def describe(error: BaseException) -> str:
+    """Kind and first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], MirrorOptions(**json.loads(sys.argv[3])))

@@ -14,6 +14,7 @@ from taqdit.errors import require
 from taqdit.store.secrets import mask_secrets
 from taqdit.tracking.credentials import MODES, resolve_mode
 from taqdit.tracking.local import LocalSink
+from taqdit.tracking.process import MirrorOptions, WandbSink
 from taqdit.tracking.tracker import RunInfo, Tracker
 from taqdit.words import plain
 
@@ -33,7 +34,6 @@ class TrackingOptions:
     init_timeout: float | None = None
     call_timeout: float = 30.0
     finish_timeout: float = 60.0
-    queue_size: int = 1024
 
     def start(
         self,
@@ -49,20 +49,17 @@ class TrackingOptions:
         """A tracker of the run whose folder (it exists) is given. `config` is masked here."""
         if self.backend == "none":
             return Tracker()
-        masked = mask_secrets(plain(config))
-        run = RunInfo(run_folder, run_id, name, group, job_type, tuple(tags), masked)
         mode = resolve_mode(self.mode) if self.backend == "wandb" else "disabled"
-        if mode == "disabled":
-            return Tracker(LocalSink(run))
-        return self._mirrored(run, online=mode == "online")
-
-    def _mirrored(self, run: RunInfo, *, online: bool) -> Tracker:
-        from taqdit.tracking.mirror import MirrorOptions, WandbSink
-
+        place = {"project": self.project, "entity": self.entity} if mode != "disabled" else None
+        masked = mask_secrets(plain(config))
+        run = RunInfo(run_folder, run_id, name, group, job_type, tuple(tags), masked, place)
+        local = LocalSink(run)
+        if place is None:
+            return Tracker(local)
+        online = mode == "online"
         init = self.init_timeout or (_ONLINE_INIT if online else _OFFLINE_INIT)
-        waits = init, self.call_timeout, self.finish_timeout, self.queue_size
-        options = MirrorOptions(self.project, self.entity, online, *waits)
-        return Tracker(LocalSink(run), WandbSink(run, options))
+        options = MirrorOptions(online, init, self.call_timeout, self.finish_timeout)
+        return Tracker(local, WandbSink(run_folder, run_id, options))
 
 
 def auto(
@@ -72,13 +69,12 @@ def auto(
     init_timeout: float | None = None,
     call_timeout: float = 30.0,
     finish_timeout: float = 60.0,
-    queue_size: int = 1024,
 ) -> TrackingOptions:
     """W&B online if a key is configured, else offline; WANDB_MODE and W&B's settings decide first.
 
     Looks at files and the environment only: no prompt, no wait, no network.
     """
-    waits = init_timeout, call_timeout, finish_timeout, queue_size
+    waits = init_timeout, call_timeout, finish_timeout
     return _checked(TrackingOptions("wandb", "auto", project, entity, *waits), modes=("auto",))
 
 
@@ -90,11 +86,10 @@ def wandb(
     init_timeout: float | None = None,
     call_timeout: float = 30.0,
     finish_timeout: float = 60.0,
-    queue_size: int = 1024,
 ) -> TrackingOptions:
     """W&B as `mode` says: online, offline or disabled. Timeouts in seconds; `init_timeout` None
     means 30 online and 20 offline. Raises ConfigError for values out of range."""
-    waits = init_timeout, call_timeout, finish_timeout, queue_size
+    waits = init_timeout, call_timeout, finish_timeout
     return _checked(TrackingOptions("wandb", mode, project, entity, *waits), modes=MODES)
 
 
@@ -109,7 +104,7 @@ def none() -> TrackingOptions:
 
 
 def _checked(options: TrackingOptions, *, modes: tuple[str, ...]) -> TrackingOptions:
-    project, size = options.project, options.queue_size
+    project = options.project
     good = 1 <= len(project) <= 128 and not set(project) & set("/\\#?%:")
     waits = [(n, getattr(options, n)) for n in ("init_timeout", "call_timeout", "finish_timeout")]
     require(
@@ -118,7 +113,6 @@ def _checked(options: TrackingOptions, *, modes: tuple[str, ...]) -> TrackingOpt
             f"mode={options.mode} must be one of {', '.join(MODES)}",
         ),
         (good, f"project={project!r} must be 1 to 128 characters, none of / \\ # ? % :"),
-        (size >= 1, f"queue_size={size} must be at least 1"),
         *(
             (seconds is None or 0 < seconds <= 86400, f"{name}={seconds} must lie in (0, 86400] s")
             for name, seconds in waits

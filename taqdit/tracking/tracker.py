@@ -21,7 +21,8 @@ ROW_BINS, MIN_BINS, MAX_BINS = 4096, 64, 512  # of a row's histograms; of each (
 
 @dataclass(frozen=True)
 class RunInfo:
-    """Who is being tracked. `run_id` belongs to this run alone and is never used again."""
+    """Who is being tracked. `run_id` belongs to this run alone and is never used again. `wandb`:
+    its `project` and `entity` there; None for a run that W&B is to know nothing of."""
 
     folder: Path
     run_id: str
@@ -30,6 +31,7 @@ class RunInfo:
     job_type: str | None = None
     tags: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    wandb: Mapping[str, Any] | None = None
 
 
 class Sink(Protocol):
