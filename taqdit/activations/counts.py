@@ -48,10 +48,6 @@ class BinCounts:
         """Values counted, NaN and Inf among them."""
         return int(self.counts.sum(dtype=np.int64))
 
-    def of_folds(self, chosen: np.ndarray) -> BinCounts:
-        """The counts of some folds, `chosen` (F,) bool."""
-        return BinCounts(self.rows, self.counts[chosen])
-
     def without_zero(self) -> BinCounts:
         """The counts of magnitudes from 2^-126 on."""
         normal = (self.rows & 0xFF) > 0
