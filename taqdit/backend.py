@@ -93,7 +93,7 @@ _log.info("BLAS of the CPU backend: %s", _blas)
 
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
-from mlx.utils import tree_flatten, tree_unflatten  # noqa: E402
+from mlx.utils import tree_flatten  # noqa: E402
 
 __all__ = [
     "describe",
@@ -105,7 +105,6 @@ __all__ = [
     "side_stream",
     "threads",
     "tree_flatten",
-    "tree_unflatten",
 ]
 
 

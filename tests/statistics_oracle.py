@@ -27,6 +27,11 @@ def counted(codes, *, folds=1, fold=0):
     return BinCounts.of_codes({fold: codes}, folds=folds)
 
 
+def of_folds(table, folds):
+    """The bin counts of some folds."""
+    return BinCounts(table.rows, table.counts[folds])
+
+
 def sums_of(layout, activations, folds):
     """BatchSums with float64 sums about a float32 mean; `folds` has the fold of every row."""
     columns = [_columns(each) for each in activations]

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from statistics_oracle import codes_of
 
+import taqdit
 from taqdit.activations import BinCounts
 from taqdit.activations import opened as exports
 from taqdit.activations.diagnostics_cell import Cell
@@ -472,6 +473,7 @@ def test_a_site_without_finite_values_has_no_statistics(raw):
 
 
 def test_open_statistics_takes_folders_and_files(statistics, written):
+    assert taqdit.open_statistics is exports.open_statistics
     assert isinstance(exports.open_statistics(statistics.folder), Statistics)
     assert isinstance(exports.open_statistics(str(written)), exports.ImportedStatistics)
 

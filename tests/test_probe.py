@@ -5,7 +5,13 @@ import time
 
 import numpy as np
 import pytest
-from statistics_oracle import assert_channels, assert_equal, assert_histogram, assert_same_bytes
+from statistics_oracle import (
+    assert_channels,
+    assert_equal,
+    assert_histogram,
+    assert_same_bytes,
+    of_folds,
+)
 from traced import CFG_SCALE, Conditioned, Tracing
 
 from taqdit.activations import Histogram
@@ -68,7 +74,7 @@ def test_every_fold_holds_its_trajectories_alone(traced):
                 values = kept[number][np.array(traced.folds) == fold]
                 low, high = found.fold_low[fold, number], found.fold_high[fold, number]
                 assert (low, high) == (values.min(), values.max())
-                table = found.values[number].of_folds(np.arange(3) == fold)
+                table = of_folds(found.values[number], [fold])
                 assert_histogram(Histogram.of([table], low=low, high=high), values, (1, 50, 99))
 
 

@@ -24,7 +24,7 @@ class BinCounts:
 
     @classmethod
     def empty(cls, folds: int) -> BinCounts:
-        """Nothing counted."""
+        """No value counted, of `folds` folds."""
         return cls(np.empty(0, np.uint16), np.empty((folds, 0, PER_ROW), np.uint32))
 
     @classmethod
@@ -40,7 +40,7 @@ class BinCounts:
     @classmethod
     def of_codes(cls, codes: Mapping[int, np.ndarray], *, folds: int) -> BinCounts:
         """Count codes, uint16 arrays of any shape, one of each fold that was seen."""
-        dense = [np.bincount(each.reshape(-1), minlength=BINS) for each in codes.values()]
+        dense = [np.bincount(array.reshape(-1), minlength=BINS) for array in codes.values()]
         return cls.of(np.stack(dense), list(codes), folds=folds)
 
     @property
@@ -48,14 +48,10 @@ class BinCounts:
         """Values counted, NaN and Inf among them."""
         return int(self.counts.sum(dtype=np.int64))
 
-    def of_folds(self, chosen: np.ndarray) -> BinCounts:
-        """The counts of some folds, `chosen` (F,) bool."""
-        return BinCounts(self.rows, self.counts[chosen])
-
     def without_zero(self) -> BinCounts:
-        """The counts of what is not zero, nor below 2^-126."""
-        kept = (self.rows & 0xFF) > 0
-        return BinCounts(self.rows[kept], self.counts[:, kept])
+        """The counts of magnitudes from 2^-126 on."""
+        normal = (self.rows & 0xFF) > 0
+        return BinCounts(self.rows[normal], self.counts[:, normal])
 
     def merged(self, other: BinCounts) -> BinCounts:
         """Both together. Raises OverflowError beyond 32 bits."""
@@ -65,7 +61,7 @@ class BinCounts:
         return BinCounts(rows, _added(self._on(rows), other._on(rows)))
 
     def _on(self, rows: np.ndarray) -> np.ndarray:
-        """The counts on more rows."""
+        """The counts (F, K, 16) on `rows`, which hold those of its own."""
         counts = np.zeros((len(self.counts), len(rows), PER_ROW), np.uint32)
         counts[:, np.searchsorted(rows, self.rows)] = self.counts
         return counts

@@ -69,7 +69,7 @@ def _time(timestep: np.float32) -> str:
 
 
 def _head(statistics: Statistics, times: dict[int, np.float32]) -> Iterator[npz.Member]:
-    """What is there once."""
+    """The members that stand once in the file."""
     origin = {
         "format": "taqdit diagnostics 1",
         "note": _NOTE,
@@ -87,7 +87,7 @@ def _head(statistics: Statistics, times: dict[int, np.float32]) -> Iterator[npz.
 
 
 def _members(statistics: Statistics, times: dict[int, np.float32]) -> Iterator[npz.Member]:
-    """What is there for each step and site; computed when it is written."""
+    """The members of every step and site; computed when they are written."""
     tables = lru_cache(maxsize=1)(lambda step: _tables(statistics.step(step)))
     for step, timestep in times.items():
         for number, site in enumerate(statistics.sites):
@@ -116,12 +116,12 @@ def _tables(step: StepStatistics) -> list[Table]:
     count = step.count
     whole = {COUNT: count, MEAN: step.mean, STD: step.std, LOW: step.low, HIGH: step.high}
     seen = {name: np.where(count > 0, array, 0) for name, array in whole.items()}
-    found = []
+    tables = []
     for number in range(len(step.layout.sites)):
         table = {name: array[step.layout.span(number)] for name, array in seen.items()}
         table[HISTOGRAM], table[OUTSIDE] = _histogram(step, number)
-        found.append(table)
-    return found
+        tables.append(table)
+    return tables
 
 
 def _histogram(step: StepStatistics, site: int) -> tuple[np.ndarray, np.ndarray]:

@@ -50,24 +50,24 @@ class Cell:
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> Cell:
         """From the arrays of a file. ValueError with the reason if they contradict each other."""
-        found = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
-        for name, array in found.items():
+        numbers = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+        for name, array in numbers.items():
             bound = MOST if name in (COUNT, HISTOGRAM, OUTSIDE) else LARGEST
             least = -bound if name in (MEAN, LOW, HIGH) else 0.0
             if array.min() < least or array.max() > bound:
                 raise ValueError(f"{name} must lie in [{least:g}, {bound:g}]")
-        if (found[LOW] > found[HIGH]).any():
-            channel = int(np.flatnonzero(found[LOW] > found[HIGH])[0])
+        if (numbers[LOW] > numbers[HIGH]).any():
+            channel = int(np.flatnonzero(numbers[LOW] > numbers[HIGH])[0])
             raise ValueError(f"min is larger than max in channel {channel}")
-        count = np.broadcast_to(found[COUNT], found[MEAN].shape)
+        count = np.broadcast_to(numbers[COUNT], numbers[MEAN].shape)
         cell = cls(
             count,
-            found[MEAN],
-            found[STD],
-            np.where(count > 0, found[LOW], np.inf),
-            np.where(count > 0, found[HIGH], -np.inf),
-            found[HISTOGRAM],
-            found.get(OUTSIDE),
+            numbers[MEAN],
+            numbers[STD],
+            np.where(count > 0, numbers[LOW], np.inf),
+            np.where(count > 0, numbers[HIGH], -np.inf),
+            numbers[HISTOGRAM],
+            numbers.get(OUTSIDE),
         )
         cell._require_totals()
         return cell
@@ -146,9 +146,9 @@ class Cell:
         bins = self._readings[0]
         centres, widths = (bins.left + bins.right) / 2, bins.right - bins.left
         apart = centres - np.average(centres, weights=bins.counts)
-        found = float(np.average(apart**2 + widths**2 / 12, weights=bins.counts))
+        variance = float(np.average(apart**2 + widths**2 / 12, weights=bins.counts))
         known = self._variance
-        return bins.kurtosis() if abs(found - known) <= _AGREE * known else float("nan")
+        return bins.kurtosis() if abs(variance - known) <= _AGREE * known else float("nan")
 
     @property
     def _variance(self) -> float:

@@ -88,13 +88,13 @@ class ImportedStatistics:
             _require_edges(arrays)
             parts = [match for match in map(_KEY.fullmatch, arrays) if match]
             labels = _sites({match["label"] for match in parts}, arrays)
-            found = cls(labels, _timesteps({match["time"] for match in parts}, arrays), arrays)
-            for step in range(found.num_steps):
-                for site in range(len(found.sites)):
-                    found._cell(site, step)
+            statistics = cls(labels, _timesteps({match["time"] for match in parts}, arrays), arrays)
+            for step in range(statistics.num_steps):
+                for site in range(len(statistics.sites)):
+                    statistics._cell(site, step)
         except ValueError as error:
             raise InputError(f"{path} holds no usable diagnostics: {error}") from error
-        return found
+        return statistics
 
     def overview(self) -> Overview:
         """The table of all sites."""
@@ -149,12 +149,12 @@ class ImportedStatistics:
         """ValueError if something is missing, or wrong."""
         label, time = self._labels[self.sites[site]], self._times[step]
         names = [*_NEEDED, OUTSIDE]
-        found = {name: self._arrays.get(key(label, time, name)) for name in names}
+        arrays = {name: self._arrays.get(key(label, time, name)) for name in names}
         for name in _NEEDED:
-            if found[name] is None:
+            if arrays[name] is None:
                 raise ValueError(f"{key(label, time, name)} is missing")
         try:
-            return Cell.of({name: array for name, array in found.items() if array is not None})
+            return Cell.of({name: array for name, array in arrays.items() if array is not None})
         except ValueError as error:
             raise ValueError(f"{key(label, time, '*')}: {error}") from error
 

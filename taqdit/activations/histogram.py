@@ -84,10 +84,6 @@ class Histogram:
         width = self.right[place] - self.left[place]
         return float(self.left[place] + np.clip(share, 0, 1) * width)
 
-    def percentiles(self, percents: Iterable[float]) -> list[float]:
-        """Several of them."""
-        return [self.percentile(percent) for percent in percents]
-
     def _place(self, percent: float) -> int:
         if not 0 <= percent <= 100:
             raise ValueError(f"percent={percent} must lie in [0, 100]")

@@ -83,14 +83,13 @@ def export_layer_statistics(
 
 
 def _entry(values: Histogram, *, mean: float, std: float) -> dict[str, Any]:
-    percentiles = [0.0 if abs(v) < _ZERO else v for v in values.percentiles(PERCENTS)]
-    named = zip(PERCENTS, percentiles, strict=True)
+    percentiles = {f"p{percent:02d}": values.percentile(percent) for percent in PERCENTS}
     return {
         "min": values.percentile(0),
         "max": values.percentile(100),
         "mean": mean,
         "std": std,
-        "percentiles": {f"p{percent:02d}": value for percent, value in named},
+        "percentiles": {name: 0.0 if abs(v) < _ZERO else v for name, v in percentiles.items()},
         "num_samples": values.total,
     }
 

@@ -121,9 +121,9 @@ def _union_of_tops(steps: Sequence[StepStatistics]) -> tuple[tuple[int, ...], ..
     tops: list[set[int]] = [set() for _ in layout.sites]
     for step in steps:
         ranges = step.high.astype(np.float64) - step.low
-        for site, found in enumerate(tops):
-            found.update(top_channels(ranges[layout.span(site)]).tolist())
-    return tuple(tuple(sorted(found)) for found in tops)
+        for site, top in enumerate(tops):
+            top.update(top_channels(ranges[layout.span(site)]).tolist())
+    return tuple(tuple(sorted(top)) for top in tops)
 
 
 def top_channels(ranges: np.ndarray) -> np.ndarray:
@@ -150,7 +150,7 @@ def _column(step: StepStatistics) -> dict[str, np.ndarray]:
         "median_range": per_site(layout, ranges, np.median),
         "max_range": per_site(layout, ranges, np.max),
         "negative": _share_negative(step),
-        "kurtosis": np.array([each.kurtosis() for each in histograms]),
+        "kurtosis": np.array([one.kurtosis() for one in histograms]),
         "p01": _percentiles(histograms, 1),
         "p99": _percentiles(histograms, 99),
         "p9999": _percentiles(histograms, 99.99),
@@ -172,12 +172,12 @@ def histogram(steps: Sequence[StepStatistics], site: int) -> Histogram:
 def layer_table(statistics: Steps, site: int, *, steps: Sequence[int] | None = None) -> LayerTable:
     """One site at the given steps (None: all)."""
     chosen = range(statistics.num_steps) if steps is None else steps
-    found = [statistics.step(step) for step in chosen]
+    opened = [statistics.step(step) for step in chosen]
     edges, counts = site_histograms(statistics, site, steps=chosen)
     span = statistics.layout.span(site)
 
     def column(value: Callable[[StepStatistics], np.ndarray]) -> np.ndarray:
-        return np.stack([value(step)[span] for step in found]).astype(np.float64)
+        return np.stack([value(step)[span] for step in opened]).astype(np.float64)
 
     return LayerTable(
         site=statistics.layout.sites[site],
@@ -206,15 +206,15 @@ def site_histograms(
 def common_edges(histograms: Sequence[Histogram], *, bins: int = BINS) -> np.ndarray:
     """Edges (k + 1,) that hold every value: evenly spaced in the middle 99.8 percent, wider and
     wider beyond it where a few values lie far out."""
-    used = [each for each in histograms if each.total]
+    used = [h for h in histograms if h.total]
     if not used:
         return np.array([-0.5, 0.5])
-    low = min(float(each.left[0]) for each in used)
-    high = max(float(each.right[-1]) for each in used)
+    low = min(float(h.left[0]) for h in used)
+    high = max(float(h.right[-1]) for h in used)
     if low == high:
         return np.array([low - 0.5, high + 0.5])
-    begin = min(each.percentile(0.1) for each in used)
-    end = max(each.percentile(99.9) for each in used)
+    begin = min(h.percentile(0.1) for h in used)
+    end = max(h.percentile(99.9) for h in used)
     if begin == end:
         begin, end = low, high
     core = np.linspace(begin, end, bins // 2 + 1)
@@ -275,7 +275,7 @@ def _token_ratios(step: StepStatistics, largest: np.ndarray) -> np.ndarray:
     tables = [table.without_zero() for table in step.peaks]
     peaks = [Histogram.of([table], low=0.0, high=np.inf) for table in tables]
     pairs = zip(largest, peaks, strict=True)
-    return np.array([top / each.percentile(50) if each.total else 1.0 for top, each in pairs])
+    return np.array([top / h.percentile(50) if h.total else 1.0 for top, h in pairs])
 
 
 def ratio_to_median(peaks: np.ndarray) -> float:

@@ -203,7 +203,7 @@ def _shapes(layout: Layout) -> dict[str, tuple[type, tuple[int, ...]]]:
 
 
 def _empty(name: str) -> tuple[int, ...] | None:
-    """The other shape that an array may have."""
+    """The shape of an array that may be left empty; None where it may not."""
     return (0,) if name == "missing" else None
 
 
@@ -220,7 +220,7 @@ def _both_missing(one: StepStatistics, two: StepStatistics) -> np.ndarray:
 
 
 def _pooled(one: StepStatistics, two: StepStatistics) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sum of squared deviations of both."""
+    """Mean and sum of squared deviations (C,) of both together."""
     total = np.maximum(one.count + two.count, 1)
     share = two.count / total
     delta = two.mean - one.mean

@@ -22,7 +22,7 @@ from taqdit.timestep_selection.selection import Rule
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """What was found: selections compared, drift and phases, outliers, bit widths.
+    """All tables of one set of statistics: selections, drift, outliers, bit widths.
 
     `weights` is None where the weights were not analysed.
     """
@@ -51,10 +51,10 @@ def analyse(
 
     `table` is the statistics' overview; `own` the run's selection rule with its name, `seed` that
     of the sampler; `readers`: linear -> the site it reads, or None; `entries`: those of
-    layer_statistics.json, which the rule `seed` reads; `known`: the profile, if it is there.
+    layer_statistics.json, which the rule `seed` reads; `known`: the profile, if it was read.
     """
     steps = step_weights(statistics.sigmas, options.weighting)
-    found = known or profile(statistics, steps)
+    known = known or profile(statistics, steps)
     comparison = compare_rules(
         statistics,
         options.rules,
@@ -63,7 +63,7 @@ def analyse(
         weighting=options.weighting,
         seed=seed,
         own=own,
-        known=found,
+        known=known,
     )
     if options.rule == "seed":
         bits = seed_bits(entries, readers=readers)
@@ -71,13 +71,13 @@ def analyse(
         group = options.group_size
         granularity = GRANULARITIES[0] if group is None else f"group_{group}"
         bits = sqnr_bits(
-            found.noise, readers, weights, target=options.target, granularity=granularity
+            known.noise, readers, weights, target=options.target, granularity=granularity
         )
     return Analysis(
         comparison=comparison,
-        drift=drift(table, found.quantiles, np.ones(len(steps)), phases=options.phases),
+        drift=drift(table, known.quantiles, np.ones(len(steps)), phases=options.phases),
         outliers=outliers(statistics, table),
         bits=bits,
-        profile=found,
+        profile=known,
         weights=weights,
     )

@@ -23,15 +23,15 @@ def bit_rows(bits: BitWidths) -> tuple[dict[str, str], list[tuple[Any, ...]]]:
     """COLUMNS, and a row per layer: its name, then a cell per column (None: no value)."""
     rows = [
         (
-            each.layer,
-            each.weight_bits,
-            each.activation_bits,
-            each.weight_sqnr,
-            each.activation_sqnr,
-            *(each.clip or (None, None)),
-            each.why,
+            linear.layer,
+            linear.weight_bits,
+            linear.activation_bits,
+            linear.weight_sqnr,
+            linear.activation_sqnr,
+            *(linear.clip or (None, None)),
+            linear.why,
         )
-        for each in bits.layers
+        for linear in bits.layers
     ]
     return dict(COLUMNS), rows
 
@@ -40,23 +40,23 @@ def summary_lines(bits: BitWidths) -> list[str]:
     """At most three lines: how many layers get which width, for weights and for activations as
     far as they are known, and the layers that are hard or easy to quantize."""
     parts = {
-        "weights": [(each.weight_bits, each.floored) for each in bits.layers],
-        "activations": [(each.activation_bits, each.floored) for each in bits.layers],
+        "weights": [(linear.weight_bits, linear.floored) for linear in bits.layers],
+        "activations": [(linear.activation_bits, linear.floored) for linear in bits.layers],
     }
     lines = [
-        f"{what}: {_shares(found)}"
+        f"{what}: {_shares(known)}"
         for what, pairs in parts.items()
-        if (found := [(width, kept) for width, kept in pairs if width is not None])
+        if (known := [(width, floored) for width, floored in pairs if width is not None])
     ]
     return [*lines, _extremes(bits)] if lines else []
 
 
-def _shares(found: Sequence[tuple[int, bool]]) -> str:
+def _shares(layers: Sequence[tuple[int, bool]]) -> str:
     """Layers by width; of those with most bits, how many are merely protected."""
     texts = []
     for width in reversed(WIDTHS):
-        of_width = [kept for each, kept in found if each == width]
-        share = f"{len(of_width) / len(found):.0%}"
+        of_width = [floored for bits, floored in layers if bits == width]
+        share = f"{len(of_width) / len(layers):.0%}"
         if width == FLOOR and any(of_width):
             share += f", {sum(of_width)} as protected"
         texts += [f"{width}-bit: {_layers(len(of_width))} ({share})"] if of_width else []
@@ -64,7 +64,7 @@ def _shares(found: Sequence[tuple[int, bool]]) -> str:
 
 
 def _extremes(bits: BitWidths) -> str:
-    sensitive, missed = bits.sensitive, sum(not each.met for each in bits.layers)
+    sensitive, missed = bits.sensitive, sum(not linear.met for linear in bits.layers)
     named = ", ".join(sensitive[:NAMED]) + (", .." if len(sensitive) > NAMED else "")
     texts = [f"sensitive: {_layers(len(sensitive))}" + (f" ({named})" if named else "")]
     texts.append(f"aggressive: {_layers(len(bits.aggressive))}")

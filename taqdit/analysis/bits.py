@@ -102,19 +102,19 @@ class BitWidths:
 
         A protected layer that would do with less is not among them: it would tell nothing.
         """
-        return self._worst_first(each for each in self.layers if _is_sensitive(each))
+        return self._worst_first(linear for linear in self.layers if _is_sensitive(linear))
 
     @property
     def aggressive(self) -> list[str]:
         """Layers that need no more than 4 bits for anything, worst first."""
-        return self._worst_first(each for each in self.layers if each.widest <= _LEAST)
+        return self._worst_first(linear for linear in self.layers if linear.widest <= _LEAST)
 
     def _worst_first(self, layers: Iterator[LayerBits]) -> list[str]:
-        return [each.layer for each in sorted(layers, key=lambda each: -each.severity)]
+        return [linear.layer for linear in sorted(layers, key=lambda linear: -linear.severity)]
 
 
-def _is_sensitive(each: LayerBits) -> bool:
-    return each.widest >= FLOOR and not each.floored
+def _is_sensitive(linear: LayerBits) -> bool:
+    return linear.widest >= FLOOR and not linear.floored
 
 
 def protected(layer: str) -> bool:
@@ -141,8 +141,8 @@ def seed_bits(
 
     `readers` (layer -> site) names the sites. Raises NumericError for a number that is not finite.
     """
-    found = tuple(_by_range(name, entry, readers.get(name)) for name, entry in layers.items())
-    return BitWidths(SEED, None, None, found)
+    suggested = tuple(_by_range(name, entry, readers.get(name)) for name, entry in layers.items())
+    return BitWidths(SEED, None, None, suggested)
 
 
 def _by_range(layer: str, entry: Mapping[str, Any], site: str | None) -> LayerBits:
@@ -208,13 +208,13 @@ def sqnr_bits(
         ),
     )
     noise = {} if weights is None else _weight_sqnr(weights, granularity)
-    found = []
+    suggested = []
     for layer in dict.fromkeys([*noise, *readers]):
         site = readers.get(layer)
         activation = activations.get(site) if site else None
         if activation or layer in noise:
-            found.append(_by_sqnr(layer, site, noise.get(layer), activation, target=target))
-    return BitWidths(SQNR, target, granularity if noise else None, tuple(found))
+            suggested.append(_by_sqnr(layer, site, noise.get(layer), activation, target=target))
+    return BitWidths(SQNR, target, granularity if noise else None, tuple(suggested))
 
 
 def _weight_sqnr(weights: WeightTable, granularity: str) -> dict[str, dict[int, float]]:

@@ -28,14 +28,14 @@ def channel_sqnr(
     high = np.stack([step.high[span] for step in steps])
     signal = float(np.average([_power(step, site) for step in steps], weights=weights))
     levels = 2.0 ** np.array(BITS) - 1
-    found = []
+    decibels = []
     for selected in map(list, chosen):
         ends = low[selected].min(axis=0), high[selected].max(axis=0)
-        least, most = (each.astype(np.float64) for each in ends)
+        least, most = (end.astype(np.float64) for end in ends)
         ranges = np.maximum(most, 0) - np.minimum(least, 0)
         noise = np.square(ranges[:, None] / levels).sum(axis=0) / 12
-        found.append(decibel(signal, noise))
-    return np.stack(found)
+        decibels.append(decibel(signal, noise))
+    return np.stack(decibels)
 
 
 def _power(step: StepStatistics, site: int) -> float:

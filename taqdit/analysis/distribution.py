@@ -43,7 +43,7 @@ class Distribution:
 
     @property
     def num_steps(self) -> int:
-        """n."""
+        """Steps, n."""
         return self.counts.shape[1]
 
     @cached_property

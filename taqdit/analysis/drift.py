@@ -182,8 +182,8 @@ def _phases(
     centred = scaled - np.einsum("i,sij->sj", weights, scaled)[:, None]
     products = centred @ np.moveaxis(centred, 1, 2) / levels
     noise = _noise(scaled)
-    found = [_borders(*of_site, weights) for of_site in zip(products, noise, strict=True)]
-    return tuple(found), _borders(products.mean(axis=0), float(noise.mean()), weights)
+    borders = [_borders(*of_site, weights) for of_site in zip(products, noise, strict=True)]
+    return tuple(borders), _borders(products.mean(axis=0), float(noise.mean()), weights)
 
 
 def _borders(products: np.ndarray, noise: float, weights: np.ndarray) -> tuple[int, ...]:

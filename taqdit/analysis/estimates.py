@@ -51,7 +51,7 @@ class RunningMean:
         self._sum, self._count = self._sum + np.where(known, values, 0), self._count + known
 
     def value(self) -> np.ndarray:
-        """NaN where there was nothing else."""
+        """The mean; NaN where every array had NaN."""
         return np.where(self._count > 0, self._sum / np.maximum(self._count, 1), np.nan)
 
 

@@ -21,14 +21,14 @@ def bin_errors(left: np.ndarray, right: np.ndarray, quantizer: Quantizer) -> np.
     begins, ends = np.split(place, 2)
     firsts = range(0, len(quantizer.scale), _AT_ONCE)
     parts = [slice(first, first + _AT_ONCE) for first in firsts]
-    some = [Quantizer(quantizer.scale[i], quantizer.zero_point[i], quantizer.bits) for i in parts]
-    return np.concatenate([_bin_errors(edges, begins, ends, each) for each in some])
+    groups = [Quantizer(quantizer.scale[i], quantizer.zero_point[i], quantizer.bits) for i in parts]
+    return np.concatenate([_bin_errors(edges, begins, ends, group) for group in groups])
 
 
 def _bin_errors(
     edges: np.ndarray, begins: np.ndarray, ends: np.ndarray, quantizer: Quantizer
 ) -> np.ndarray:
-    """The same of bins that begin and end at these numbers of `edges`."""
+    """`bin_errors` (Q, k) of bins [edges[begins], edges[ends]]; `begins`, `ends` (k,) int64."""
     left, right = edges[begins], edges[ends]
     scale = quantizer.scale[:, None]
     lowest = -quantizer.zero_point[:, None]

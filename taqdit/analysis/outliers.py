@@ -122,7 +122,7 @@ def _named(top: Sequence[int]) -> str:
 
 
 def _ranges(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Of channels, float64; 0 where there is no finite value."""
+    """high - low of each channel, (C,) float64; 0 where it has no finite value."""
     return np.maximum(high.astype(np.float64) - low, 0)
 
 

@@ -1,4 +1,4 @@
-"""An overview and a profile as plain arrays, to be kept and read back bit by bit.
+"""An overview and a profile as plain arrays, to be stored and read back bit by bit.
 
 Arrays go into the tensors of a shard, what has no even shape into its metadata.
 """
@@ -21,7 +21,7 @@ from taqdit.timestep_selection.evidence import Evidence
 
 _PER_WIDTH = ("sqnr", "low", "high", "below", "above")  # of ActivationNoise
 _ENDS = ("minimum", "maximum")
-_TABLE = [each.name for each in fields(Overview) if each.name not in ("sites", "top_channels")]
+_TABLE = [field.name for field in fields(Overview) if field.name not in ("sites", "top_channels")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ def unpack_profile(packed: Packed, sites: Sequence[Site]) -> Profile:
 
 def _by_width(noise: Sequence[ActivationNoise], name: str) -> np.ndarray:
     """(sites, widths) float64."""
-    rows = [[getattr(each, name)[bits] for bits in BITS] for each in noise]
+    rows = [[getattr(of_site, name)[bits] for bits in BITS] for of_site in noise]
     return np.array(rows, np.float64).reshape(len(noise), len(BITS))
 
 
@@ -96,12 +96,12 @@ def _noise(tensors: Mapping[str, np.ndarray], place: int) -> ActivationNoise:
 
 
 def _pack_static(errors: Sequence[StaticErrors], name: str) -> dict[str, np.ndarray]:
-    """Sites one after the other, and where each of them ends."""
+    """Arrays of all sites one after the other, and where each site ends, (S,) int64."""
     return {
-        f"{name}_low": np.concatenate([each.low for each in errors]),
-        f"{name}_high": np.concatenate([each.high for each in errors]),
-        f"{name}_cells": np.concatenate([each.cells for each in errors]),
-        f"{name}_ends": np.cumsum([len(each.low) for each in errors]),
+        f"{name}_low": np.concatenate([of_site.low for of_site in errors]),
+        f"{name}_high": np.concatenate([of_site.high for of_site in errors]),
+        f"{name}_cells": np.concatenate([of_site.cells for of_site in errors]),
+        f"{name}_ends": np.cumsum([len(of_site.low) for of_site in errors]),
     }
 
 

@@ -23,10 +23,10 @@ def product(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         return one @ other
     rows = _parts(len(one), _ROWS)
     columns = _parts(other.shape[1], max(2, _ALONE // (_ROWS * len(other))))
-    found = np.empty((len(one), other.shape[1]), np.result_type(one, other))
+    result = np.empty((len(one), other.shape[1]), np.result_type(one, other))
     for i, j in itertools.product(rows, columns):
-        found[i, j] = one[i] @ other[:, j]
-    return found
+        result[i, j] = one[i] @ other[:, j]
+    return result
 
 
 def _parts(length: int, most: int) -> list[slice]:

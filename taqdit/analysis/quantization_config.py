@@ -28,7 +28,7 @@ def quantization_config(bits: BitWidths) -> dict[str, dict[str, Any]]:
     A layer without a traced input has `suggested_weight_bits` only. That field is null where
     the weights were not analysed.
     """
-    return {each.layer: _entry(each) for each in bits.layers}
+    return {linear.layer: _entry(linear) for linear in bits.layers}
 
 
 def quantization_settings(bits: BitWidths) -> dict[str, Any]:
@@ -44,8 +44,8 @@ def quantization_settings(bits: BitWidths) -> dict[str, Any]:
             "never_below": {"bits": FLOOR, "layers": _protected(bits)},
             "sensitive": bits.sensitive,
             "aggressive": bits.aggressive,
-            "not_met": [each.layer for each in bits.layers if not each.met],
-            "layers": {each.layer: _details(each) for each in bits.layers},
+            "not_met": [linear.layer for linear in bits.layers if not linear.met],
+            "layers": {linear.layer: _details(linear) for linear in bits.layers},
             "fields": _FIELDS,
         }
     }
@@ -56,30 +56,32 @@ def export_quantization_config(bits: BitWidths, folder: str | Path) -> None:
     publish_json(Path(folder) / CONFIG, quantization_config(bits))
 
 
-def _entry(each: LayerBits) -> dict[str, Any]:
-    weight = {"suggested_weight_bits": each.weight_bits}
-    if each.activation_bits is None:
+def _entry(linear: LayerBits) -> dict[str, Any]:
+    weight = {"suggested_weight_bits": linear.weight_bits}
+    if linear.activation_bits is None:
         return weight
     return weight | {
-        "suggested_activation_bits": each.activation_bits,
-        "use_percentile_clipping": each.clips,
-        "clip_percentile": _pair(each.clip_percentile) if each.clips else None,
+        "suggested_activation_bits": linear.activation_bits,
+        "use_percentile_clipping": linear.clips,
+        "clip_percentile": _pair(linear.clip_percentile) if linear.clips else None,
     }
 
 
 def _protected(bits: BitWidths) -> list[str]:
     """The layers that the floor holds for: the seed rule has none."""
-    return [each.layer for each in bits.layers if bits.rule == "sqnr" and protected(each.layer)]
+    return [
+        linear.layer for linear in bits.layers if bits.rule == "sqnr" and protected(linear.layer)
+    ]
 
 
-def _details(each: LayerBits) -> dict[str, Any]:
+def _details(linear: LayerBits) -> dict[str, Any]:
     return {
-        "site": each.site,
-        "weight_sqnr_db": _plain(each.weight_sqnr),
-        "activation_sqnr_db": _plain(each.activation_sqnr),
-        "clip": _pair(each.clip),
-        "met": each.met,
-        "why": each.why,
+        "site": linear.site,
+        "weight_sqnr_db": _plain(linear.weight_sqnr),
+        "activation_sqnr_db": _plain(linear.activation_sqnr),
+        "clip": _pair(linear.clip),
+        "met": linear.met,
+        "why": linear.why,
     }
 
 

@@ -82,7 +82,7 @@ class Losses:
         return self.loss + self.half_width
 
     def of(self, chosen: slice) -> Losses:
-        """Those of some selections."""
+        """The losses of the `chosen` selections."""
         return Losses(self.loss[chosen], self.replicates[:, chosen], self.folds)
 
     def difference(self, one: int, other: int, bits: int) -> tuple[float, float]:
@@ -188,7 +188,7 @@ class Judge:
         *,
         own: int | None = None,
     ) -> tuple[Scores, Losses]:
-        """Everything about `candidates`; of `others`, which may be many, the losses alone."""
+        """Scores of `candidates`, and the losses of `others`, which may be many."""
         cells = np.stack([candidate.cells for candidate in (*candidates, *others)])
         steps = tuple(candidate.steps for candidate in candidates)
         few, losses, rows = len(candidates), RunningMean(), []
@@ -234,10 +234,10 @@ class Judge:
             loss.append(_loss(paid, least[:, None], SILENT * signal[:, None]))
             sqnr.append(decibel(signal[0], paid[0]))
             oracle.append(decibel(signal[0], least[0]))
-            each = (errors.cells * self._cells).sum(axis=1).min(axis=0).sum()
-            dynamic.append(decibel(signal[0], each))
-        found = {"sqnr": sqnr, "oracle": oracle, "dynamic": dynamic}
-        stacked = {name: np.stack(values, axis=-1) for name, values in found.items()}
+            lowest = (errors.cells * self._cells).sum(axis=1).min(axis=0).sum()
+            dynamic.append(decibel(signal[0], lowest))
+        columns = {"sqnr": sqnr, "oracle": oracle, "dynamic": dynamic}
+        stacked = {name: np.stack(values, axis=-1) for name, values in columns.items()}
         return np.stack(loss, axis=-1), stacked
 
     def _ranges(self, distribution: Distribution, cells: np.ndarray) -> dict[str, np.ndarray]:
@@ -264,12 +264,12 @@ _TINY = float(np.finfo(np.float64).tiny)
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Part of a whole; all of nothing is 1."""
+    """part / whole; 1 where the whole is zero."""
     return np.where(whole > 0, part / np.maximum(whole, _TINY), 1.0)
 
 
 def _width(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Of a range that is widened to zero."""
+    """Width of [low, high], widened to hold zero."""
     return np.maximum(high, 0) - np.minimum(low, 0)
 
 

@@ -40,10 +40,10 @@ class StaticErrors:
         low, high = candidates(distribution)
         quantizer = Quantizer.of_range(low, high, bits=bits)
         errors = bin_errors(distribution.left, distribution.right, quantizer)
-        kept = _undominated(product(errors, distribution.by_step.T))
+        competing = _undominated(product(errors, distribution.by_step.T))
         folds, steps, bins = distribution.counts.shape
-        cells = product(errors[kept], distribution.counts.reshape(folds * steps, bins).T)
-        return cls(low[kept], high[kept], cells.reshape(-1, folds, steps))
+        cells = product(errors[competing], distribution.counts.reshape(folds * steps, bins).T)
+        return cls(low[competing], high[competing], cells.reshape(-1, folds, steps))
 
     def pooled(self, weights: np.ndarray) -> np.ndarray:
         """Errors (.., C) over cells weighted by `weights` (.., F, n)."""
@@ -70,8 +70,8 @@ def _undominated(errors: np.ndarray) -> np.ndarray:
     at every step; those rows themselves are kept. Differences within TIE are none: where ranges
     mirror each other, rounding must not decide."""
     best = np.unique([*errors.argmin(axis=0), errors.sum(axis=1).argmin()])
-    kept = np.ones(len(errors), bool)
+    competing = np.ones(len(errors), bool)
     for row in best:
-        kept &= (errors < errors[row] * (1 - TIE)).any(axis=1)
-    kept[best] = True
-    return kept
+        competing &= (errors < errors[row] * (1 - TIE)).any(axis=1)
+    competing[best] = True
+    return competing

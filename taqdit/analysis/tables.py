@@ -113,7 +113,7 @@ def weight_rows(table: WeightTable) -> list[tuple[Any, ...]]:
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:
-    """What was found, but the bit widths, as plain JSON; NaN and Inf are null."""
+    """All tables but the bit widths as plain JSON; NaN and Inf are null."""
     return plain(
         {
             "schema": 1,

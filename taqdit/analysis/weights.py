@@ -53,8 +53,8 @@ class WeightTable:
         for name in _PLAIN:
             plain = name == "shapes"
             dtype, shape = (np.int64, (len(layers), 2)) if plain else (np.float64, whole)
-            found = tensors.get(name)
-            if found is None or found.dtype != dtype or found.shape != shape:
+            array = tensors.get(name)
+            if array is None or array.dtype != dtype or array.shape != shape:
                 raise ValueError(f"its array {name!r} is no {np.dtype(dtype)} of shape {shape}")
         return cls(tuple(layers), **{name: tensors[name] for name in _PLAIN})
 

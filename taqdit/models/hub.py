@@ -13,8 +13,8 @@ def locate(repo: str, file: str) -> Path | None:
     """The file in the local cache, or None. No network, no error."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, file)
-    return Path(found) if isinstance(found, str) and Path(found).is_file() else None
+    path = try_to_load_from_cache(repo, file)
+    return Path(path) if isinstance(path, str) and Path(path).is_file() else None
 
 
 def fetch(repo: str, file: str) -> Path:

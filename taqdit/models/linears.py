@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taqdit.errors import ModelError
+from taqdit.models.sites import blocks
 
 if TYPE_CHECKING:
     from taqdit.backend import mx, nn
@@ -26,8 +27,8 @@ _EMBED = {
     "t_2": "t_embedder.mlp.layers.2",
 }
 _ADALN = {"adaln": "adaLN_modulation.layers.1"}
-_UNUSED_TEXT = {f"{x}_proj": f"attn.{x}_proj" for x in "qkv"}  # its attention alone is used
-_BLOCK = {**_UNUSED_TEXT, "o_proj": "attn.o_proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+_QKV = {f"{x}_proj": f"attn.{x}_proj" for x in "qkv"}
+_BLOCK = {**_QKV, "o_proj": "attn.o_proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 _FINAL = {"linear": "linear"}
 
 
@@ -35,12 +36,16 @@ def linear_paths(spec: ModelSpec) -> dict[str, str]:
     """Layer -> path in DiffusionKit's MMDiT, of every linear; empty if the structure is unknown.
 
     In the order of the data flow: embedders, blocks (image before text), final layer; within one,
-    `q_proj k_proj v_proj o_proj fc1 fc2`, then `adaln`, which no other linear of it feeds. The
-    last text block has no `o_proj`, `fc1` and `fc2` unless unified blocks follow.
+    `q_proj k_proj v_proj o_proj fc1 fc2`, then `adaln`, which no other linear of it feeds. A block
+    that is not whole (see `blocks`) has no `o_proj`, `fc1` and `fc2`.
     """
     if not (spec.blocks or spec.unified_blocks):
         return {}
-    return dict((*_under("embed", "", _EMBED), *_multimodal(spec), *_unified(spec), *_final()))
+    paths = _under("embed", "", _EMBED)
+    for block in blocks(spec):
+        present = (_BLOCK if block.whole else _QKV) | _ADALN
+        paths |= _under(block.name, f"{block.path}.", present)
+    return paths | _under("final", "final_layer.", _FINAL | _ADALN)
 
 
 def linears(mmdit: nn.Module, spec: ModelSpec) -> Iterator[tuple[str, np.ndarray]]:
@@ -54,28 +59,9 @@ def linears(mmdit: nn.Module, spec: ModelSpec) -> Iterator[tuple[str, np.ndarray
         yield layer, _weight(modules, path, layer)
 
 
-def _under(name: str, path: str, linears: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _under(name: str, path: str, linears: Mapping[str, str]) -> dict[str, str]:
     """Names and paths of the linears of one block."""
-    for linear, inner in linears.items():
-        yield f"{name}.{linear}", f"{path}{inner}"
-
-
-def _multimodal(spec: ModelSpec) -> Iterator[tuple[str, str]]:
-    for i in range(spec.blocks):
-        path, last = f"multimodal_transformer_blocks.{i}", i == spec.blocks - 1
-        text = _UNUSED_TEXT if last and not spec.unified_blocks else _BLOCK
-        yield from _under(f"mm_{i:02d}_img", f"{path}.image_transformer_block.", _BLOCK | _ADALN)
-        yield from _under(f"mm_{i:02d}_txt", f"{path}.text_transformer_block.", text | _ADALN)
-
-
-def _unified(spec: ModelSpec) -> Iterator[tuple[str, str]]:
-    for i in range(spec.unified_blocks):
-        path = f"unified_transformer_blocks.{i}.transformer_block."
-        yield from _under(f"uni_{i:02d}", path, _BLOCK | _ADALN)
-
-
-def _final() -> Iterator[tuple[str, str]]:
-    yield from _under("final", "final_layer.", _FINAL | _ADALN)
+    return {f"{name}.{linear}": f"{path}{inner}" for linear, inner in linears.items()}
 
 
 def _weight(modules: Mapping[str, Any], path: str, layer: str) -> np.ndarray:

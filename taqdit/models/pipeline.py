@@ -59,7 +59,7 @@ class Pipeline(dk.DiffusionPipeline):  # type: ignore[misc]
         return self._adaln or list(self.parts.adaln().items())
 
     def check_and_load_models(self) -> None:
-        """Load whatever part is not there."""
+        """Load the text encoders and the decoder; the library's generate_image calls this."""
         self.load_text_encoders()
         self.load_decoder()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from taqdit.activations import Site
 
@@ -38,48 +38,52 @@ class SitePath:
 def site_paths(spec: ModelSpec) -> tuple[SitePath, ...]:
     """Every site in the order of the data flow; empty where the structure is not known.
 
-    The last text block has only `qkv_in` unless unified blocks follow: what comes after its
-    attention would never be used, and DiffusionKit leaves it out.
+    A block that is not whole has only `qkv_in`.
     """
     if not (spec.blocks or spec.unified_blocks):
         return ()
-    return (*_embed(spec), *_multimodal(spec), *_unified(spec), *_final(spec))
+    of_blocks = (path for block in blocks(spec) for path in _of_block(spec, block))
+    embed, final = Site("embed.context_in", spec.token_width), Site("final.linear_in", spec.hidden)
+    return (
+        SitePath(embed, "context_embedder", _tokens(spec, embed)),
+        *of_blocks,
+        SitePath(final, "final_layer.linear", _tokens(spec, final)),
+    )
 
 
-def _embed(spec: ModelSpec) -> Iterator[SitePath]:
-    site = Site("embed.context_in", spec.token_width)
-    yield SitePath(site, "context_embedder", spec.num_text_tokens)
+class Block(NamedTuple):
+    """A transformer block: its name, its path, and whether it is whole, with an MLP."""
+
+    name: str
+    path: str
+    whole: bool = True
 
 
-def _multimodal(spec: ModelSpec) -> Iterator[SitePath]:
+def blocks(spec: ModelSpec) -> Iterator[Block]:
+    """Every block in the order of the data flow, image before text.
+
+    The last text block is not whole unless unified blocks follow: what comes after its attention
+    would never be used, and DiffusionKit leaves it out.
+    """
     for i in range(spec.blocks):
         path, last = f"multimodal_transformer_blocks.{i}", i == spec.blocks - 1
-        image, text = f"{path}.image_transformer_block", f"{path}.text_transformer_block"
-        used = ("qkv_in",) if last and not spec.unified_blocks else tuple(_LINEARS)
-        yield from _block(spec, f"mm_{i:02d}_img", image, _image_tokens(spec), tuple(_LINEARS))
-        yield from _block(spec, f"mm_{i:02d}_txt", text, spec.num_text_tokens, used)
-
-
-def _unified(spec: ModelSpec) -> Iterator[SitePath]:
-    tokens = spec.num_text_tokens + _image_tokens(spec)
+        yield Block(f"mm_{i:02d}_img", f"{path}.image_transformer_block")
+        whole = not last or spec.unified_blocks > 0
+        yield Block(f"mm_{i:02d}_txt", f"{path}.text_transformer_block", whole)
     for i in range(spec.unified_blocks):
-        path = f"unified_transformer_blocks.{i}.transformer_block"
-        yield from _block(spec, f"uni_{i:02d}", path, tokens, tuple(_LINEARS))
+        yield Block(f"uni_{i:02d}", f"unified_transformer_blocks.{i}.transformer_block")
 
 
-def _final(spec: ModelSpec) -> Iterator[SitePath]:
-    site = Site("final.linear_in", spec.hidden)
-    yield SitePath(site, "final_layer.linear", _image_tokens(spec))
+def _of_block(spec: ModelSpec, block: Block) -> Iterator[SitePath]:
+    for place, linear in _LINEARS.items():
+        if block.whole or place == "qkv_in":
+            width = spec.hidden * (spec.mlp_ratio if place == "post_gelu" else 1)
+            site = Site(f"{block.name}.{place}", width)
+            yield SitePath(site, f"{block.path}.{linear}", _tokens(spec, site))
 
 
-def _block(
-    spec: ModelSpec, name: str, path: str, tokens: int, places: tuple[str, ...]
-) -> Iterator[SitePath]:
-    for place in places:
-        width = spec.hidden * (spec.mlp_ratio if place == "post_gelu" else 1)
-        yield SitePath(Site(f"{name}.{place}", width), f"{path}.{_LINEARS[place]}", tokens)
-
-
-def _image_tokens(spec: ModelSpec) -> int:
+def _tokens(spec: ModelSpec, site: Site) -> int:
+    """Tokens of the site's stream, per row of a batch."""
     height, width, _ = spec.latent_shape
-    return (height // _PATCH) * (width // _PATCH)
+    image, text = (height // _PATCH) * (width // _PATCH), spec.num_text_tokens
+    return {"img": image, "txt": text, "joint": image + text}[site.stream]

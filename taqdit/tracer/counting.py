@@ -53,11 +53,11 @@ class RowFolds:
             return [codes]
         return [codes | (place * BINS)[:, None, None, None]]
 
-    def counted(self, found: Sequence[np.ndarray], site: int) -> BinCounts:
+    def counted(self, evaluated: Sequence[np.ndarray], site: int) -> BinCounts:
         """The counts per fold of one of the sites, from what `lazy` gave, evaluated."""
         if not on_cpu():
-            return BinCounts.of(found[site], self.seen, folds=self.folds)
-        codes = found[0][:, :, site]
+            return BinCounts.of(evaluated[site], self.seen, folds=self.folds)
+        codes = evaluated[0][:, :, site]
         if not self._joint:
             by_fold = {fold: codes[self.of_row == fold] for fold in self.seen}
             return BinCounts.of_codes(by_fold, folds=self.folds)

@@ -68,7 +68,7 @@ class Taps:
             read(name, array)
 
         self._own = list(map(type, self._modules))
-        tapped = [self._subclass(each) for each in self._own]
+        tapped = [self._subclass(own) for own in self._own]
         try:
             try:
                 self._read = note

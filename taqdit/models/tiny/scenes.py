@@ -101,9 +101,9 @@ def sample_scenes(
     chunks, have = [], 0
     while have < n:
         drawn = _draw(max(64, 2 * n if split in ("train", "all") else 16 * n), rng, two_objects)
-        kept = take(drawn, _belongs(drawn, split))
-        chunks.append(kept)
-        have += len(kept["rel"])
+        fitting = take(drawn, _belongs(drawn, split))
+        chunks.append(fitting)
+        have += len(fitting["rel"])
     return {name: np.concatenate([c[name] for c in chunks])[:n] for name in ATTRIBUTES}
 
 

@@ -33,8 +33,8 @@ Figures = dict[str, float]
 def measure(run: Run) -> None:
     """Writes measure.json: accuracies by set and guidance, Frechet distances, PSNR."""
     folder = run.work / FOLDER
-    found = figures(Bench(folder, folder, run.count(SEEN, 32)))
-    publish_bytes(run.work / "measure.json", (json.dumps(found, indent=1) + "\n").encode())
+    measured = figures(Bench(folder, folder, run.count(SEEN, 32)))
+    publish_bytes(run.work / "measure.json", (json.dumps(measured, indent=1) + "\n").encode())
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Bench:
 
     def obeyed(self, pictures: Pictures, scenes: Scenes) -> Figures:
         """Accuracies in per cent."""
-        found = accuracy(read(self.judged(pictures)[1]), scenes)
-        return {name: round(rate, 1) for name, rate in found.items()}
+        rates = accuracy(read(self.judged(pictures)[1]), scenes)
+        return {name: round(rate, 1) for name, rate in rates.items()}
 
     def distance(self, a: Pictures, b: Pictures) -> float:
         """Frechet distance of two sets of pictures."""
@@ -89,7 +89,7 @@ def drawn(scenes: Scenes, seed: int) -> Pictures:
 
 def figures(bench: Bench, guidance: Sequence[float] = GUIDANCE) -> dict[str, Any]:
     """Everything that is measured, by name."""
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     share = bench.count / SEEN
     sets = {
         "held-out tuples": held_out_tuples(max(8, round(HELD_OUT * share)), 11),
@@ -97,15 +97,15 @@ def figures(bench: Bench, guidance: Sequence[float] = GUIDANCE) -> dict[str, Any
         "trained captions": _scenes(bench.count, "train", 42),
     }
     for number, (name, (scenes, texts)) in enumerate(sets.items()):
-        found[f"{name}, real pictures"] = bench.obeyed(drawn(scenes, 12), scenes)
+        measured[f"{name}, real pictures"] = bench.obeyed(drawn(scenes, 12), scenes)
         for scale in guidance:
             pictures = bench.sampler(texts, cfg_scale=scale, seed=21 + number)
             key = f"{name}, CFG {scale:g}"
-            found[key] = bench.obeyed(pictures, scenes)
+            measured[key] = bench.obeyed(pictures, scenes)
             if name == "trained captions":
-                found[key]["frechet"] = bench.distance(pictures, _real(bench, 0))
-            log.info("%s: %s", key, found[key])
-    return found | _pictures(bench)
+                measured[key]["frechet"] = bench.distance(pictures, _real(bench, 0))
+            log.info("%s: %s", key, measured[key])
+    return measured | _pictures(bench)
 
 
 def _pictures(bench: Bench) -> dict[str, float]:

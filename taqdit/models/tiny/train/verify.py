@@ -29,14 +29,14 @@ SIGMAS = (1.0, 0.93, 0.6, 0.25, 0.0089)
 
 def verify(run: Run) -> None:
     """Writes verify.json: the largest absolute difference of each part. Raises NumericError."""
-    found = differences(run.work / FOLDER)
-    publish_bytes(run.work / "verify.json", (json.dumps(found, indent=1) + "\n").encode())
-    refuse(found)
+    largest = differences(run.work / FOLDER)
+    publish_bytes(run.work / "verify.json", (json.dumps(largest, indent=1) + "\n").encode())
+    refuse(largest)
 
 
-def refuse(found: dict[str, float]) -> None:
+def refuse(largest: dict[str, float]) -> None:
     """Raises NumericError if a part differs by more than the tolerance."""
-    for name, difference in found.items():
+    for name, difference in largest.items():
         if not difference <= TOLERANCE:
             raise NumericError(
                 f"{name}: torch and DiffusionKit differ by {difference:g}, allowed {TOLERANCE:g}; "
@@ -58,11 +58,11 @@ def differences(folder: Path) -> dict[str, float]:
         "classifier": twin.classifier_differs,
         "pictures of 30 steps": twin.pictures_differ,
     }
-    found = {}
+    largest = {}
     for name, check in checks.items():
-        found[name] = check()
-        log.info("%s: largest difference %.2e", name, found[name])
-    return found
+        largest[name] = check()
+        log.info("%s: largest difference %.2e", name, largest[name])
+    return largest
 
 
 def prompts() -> list[str]:
