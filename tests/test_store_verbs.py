@@ -20,12 +20,13 @@ import taqdit as package
 from taqdit.cli import rerun
 from taqdit.errors import ConfigError, CorruptError, InputError
 from taqdit.stages.fingerprints import fingerprint
+from taqdit.stages.kinds import stored
 from taqdit.store import Stage, publish_json, read_shard, sha256_file, write_shard
 from taqdit.store.digest import read_stamped, stamp
 from taqdit.store.disk import guarded
 from taqdit.store.held import is_held
 from taqdit.store.marks import marks_at
-from taqdit.store_tools import KINDS, Survey, differing
+from taqdit.store_tools import Survey, differing
 from taqdit.store_tools import repair as store_repair
 from taqdit.store_tools import verify as verify_stages
 from taqdit.store_tools.differing import sites_told
@@ -34,6 +35,7 @@ from taqdit.store_tools.stage_folder import survey_stage
 from taqdit.store_tools.verbs import SUBVERBS, store
 from taqdit.trajectories import pictures as images
 
+KINDS = tuple(stored())
 TRACED = (
     "schedule.num_steps=3",
     "sampler.num_trajectories=4",
