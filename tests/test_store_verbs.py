@@ -42,6 +42,7 @@ from taqdit.store_tools.stage_folder import survey_stage
 from taqdit.store_tools.verbs import SUBVERBS, store
 from taqdit.trajectories import pictures as images
 
+KINDS = tuple(stored())
 TRACED = (
     "schedule.num_steps=3",
     "sampler.num_trajectories=4",

@@ -38,7 +38,7 @@ def rows(tiny_model, tmp_path_factory):
 def run(model, rows, *, sampler, num_steps, number=0):
     batch = sampling.Batch.of(number, sampler=sampler, prompts=PROMPTS)
     sigmas = flow(num_steps=num_steps).sigmas()
-    found = sampling.sample(model, batch, rows.guided, sigmas=sigmas, sampler=sampler)
+    found = sampling.Sampling(model, rows.guided, sigmas, sampler).sample(batch)
     return np.stack([latent for _, latent in found], axis=1)
 
 
@@ -129,7 +129,7 @@ def toy_batch(model):
     sampler = euler(batch_size=2)
     batch = sampling.Batch.of(0, sampler=sampler, prompts=PROMPTS)
     sigmas = flow(num_steps=4).sigmas()
-    return sampling.sample(model, batch, lambda texts: (None, None), sigmas=sigmas, sampler=sampler)
+    return sampling.Sampling(model, lambda texts: (None, None), sigmas, sampler).sample(batch)
 
 
 def test_leaving_the_loop_early_leaves_the_models_context():

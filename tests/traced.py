@@ -96,14 +96,7 @@ class Tracing:
 
     def sample(self, number=0, probe=None, guided=None):
         """Latents (num_steps + 1, N, h, w, 16) of a batch."""
-        found = sampling.sample(
-            self.model,
-            self.batch(number),
-            guided or self.guided,
-            sigmas=self.sigmas,
-            sampler=self.sampler,
-            probe=probe,
-        )
+        found = self.sampling(guided or self.guided).sample(self.batch(number), probe)
         return np.stack([rows for _, rows in found])
 
     def sample_and_keep(self, number=0, *, change=None, masked=False):
@@ -119,17 +112,12 @@ class Tracing:
 
     def replay(self, latents, steps, number=0, probe=None):
         """Read the steps of a batch again, from latents as `sample` gave them."""
-        found = sampling.replay(
-            self.model,
-            self.batch(number),
-            self.guided,
-            latents.swapaxes(0, 1),
-            steps=steps,
-            sigmas=self.sigmas,
-            sampler=self.sampler,
-            probe=probe or self.probe(number),
-        )
-        return list(found)
+        probe = probe or self.probe(number)
+        rows = latents.swapaxes(0, 1)
+        return list(self.sampling(self.guided).replay(self.batch(number), rows, steps, probe))
+
+    def sampling(self, guided):
+        return sampling.Sampling(self.model, guided, self.sigmas, self.sampler)
 
 
 def numpy_of(activation):

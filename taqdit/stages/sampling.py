@@ -115,7 +115,7 @@ def _complete(work: TrajectoryWork, number: int, tracing: StatisticsWork | NoTra
         batch = work.batch(number)
         shape = (len(batch.indices), len(work.sigmas), *work.plan.model.latent_shape)
         latents = np.empty(shape, np.float32)
-        for step, rows in work.sample(batch, tracing.probe(batch, number)):
+        for step, rows in work.sampling.sample(batch, tracing.probe(batch, number)):
             latents[:, step] = rows
             work.progress.advance(1 if step else 0)
         work.publish(batch, latents, set(missing))

@@ -28,7 +28,7 @@ from taqdit.stages.trajectories import CLAIM as TRAJECTORIES
 from taqdit.stages.trajectories import TrajectoryWork
 from taqdit.store import Stage, disk
 from taqdit.tracer.options import COUNT
-from taqdit.trajectories import sampling
+from taqdit.trajectories import sampling, shards
 
 CHECKPOINT_SECONDS = 60.0  # at least, between two checkpoints
 SHARES = 8  # parts that the steps are claimed in, so that processes share a replay
@@ -205,12 +205,14 @@ class StatisticsWork:
         it was computed, all of them, and keep what other steps lack as parts."""
         batch = self.work.batch(number)
         probe = self._probe(batch, number)
-        if self.plan.sampler.stores_all:
-            for _ in self.work.replay(batch, steps, probe):
-                self.work.progress.advance(1)
-        else:
-            for _ in self.work.sample(batch, probe):
+        if not self.plan.sampler.stores_all:
+            for _ in self.work.sampling.sample(batch, probe):
                 pass
+            return
+        stage = self.work.stage
+        latents = [shards.read_trajectory(stage, index)["latents"] for index in batch.indices]
+        for _ in self.work.sampling.replay(batch, latents, steps, probe):
+            self.work.progress.advance(1)
 
     def _checkpoint(self) -> None:
         """Keep what is merged, if the last checkpoint is some time ago or many parts lie here."""

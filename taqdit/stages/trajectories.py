@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +20,8 @@ from taqdit.stages.progress import Progress
 from taqdit.stages.stage_kind import Part, StageKind
 from taqdit.store import Stage, parallel
 from taqdit.trajectories import pictures as images
-from taqdit.trajectories import sampling, shards
+from taqdit.trajectories import shards
+from taqdit.trajectories.sampling import Batch, Guided, Sampling, batch_indices
 
 CLAIM = "batch"
 PNG_BYTES_PER_VALUE = 1.0  # uncompressed pixels: an upper bound for pictures
@@ -31,7 +31,7 @@ class TrajectoryWork:
     """The batches of one trajectory stage: what is missing of them, sampled and published."""
 
     def __init__(
-        self, context: StageContext, stage: Stage, guided: sampling.Guided, progress: Progress
+        self, context: StageContext, stage: Stage, guided: Guided, progress: Progress
     ) -> None:
         self.context, self.plan, self.stage = context, context.plan, stage
         self.guided, self.progress = guided, progress
@@ -46,12 +46,12 @@ class TrajectoryWork:
         return np.array(self.context.model.timesteps(mx.array(self.sigmas)).astype(mx.float32))
 
     @property
-    def model(self) -> Any:
-        """The model, without its text encoders if memory is low."""
+    def sampling(self) -> Sampling:
+        """What batches are sampled with: the model, without its text encoders if memory is low."""
         model = self.context.model
         if self.plan.model.low_memory:
             model.release_text_encoders()
-        return model
+        return Sampling(model, self.guided, self.sigmas, self.plan.sampler)
 
     def incomplete_batches(self) -> list[int]:
         """Numbers of the batches that lack a valid shard or image."""
@@ -69,7 +69,7 @@ class TrajectoryWork:
 
     def missing(self, number: int) -> tuple[list[int], list[int]]:
         """Indices of the batch without a valid shard, and those without a valid picture."""
-        indices = sampling.batch_indices(number, self.plan.sampler.batch_size)
+        indices = batch_indices(number, self.plan.sampler.batch_size)
         lacking = self._missing_shards(number)
         if not self.plan.sampler.images:
             return lacking, []
@@ -82,46 +82,18 @@ class TrajectoryWork:
 
     def _missing_shards(self, number: int) -> list[int]:
         """Indices of the batch without a valid shard."""
-        indices = sampling.batch_indices(number, self.plan.sampler.batch_size)
+        indices = batch_indices(number, self.plan.sampler.batch_size)
         units = {shards.shard_name(i): i for i in indices}
         valid = self.stage.valid(
             units, verify=lambda path: shards.read_trajectory(self.stage, units[path.name])
         )
         return [i for i in indices if shards.shard_name(i) not in valid]
 
-    def batch(self, number: int) -> sampling.Batch:
+    def batch(self, number: int) -> Batch:
         """What a batch is made from."""
-        return sampling.Batch.of(number, sampler=self.plan.sampler, prompts=self.plan.prompts)
+        return Batch.of(number, sampler=self.plan.sampler, prompts=self.plan.prompts)
 
-    def sample(
-        self, batch: sampling.Batch, probe: sampling.Probe | None
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (step, latents (N, h, w, 16)) of a batch. Raises NumericError."""
-        return sampling.sample(
-            self.model,
-            batch,
-            self.guided,
-            sigmas=self.sigmas,
-            sampler=self.plan.sampler,
-            probe=probe,
-        )
-
-    def replay(
-        self, batch: sampling.Batch, steps: Sequence[int], probe: sampling.Probe
-    ) -> Iterator[int]:
-        """Yield each of the steps of a stored batch after its forward was repeated."""
-        return sampling.replay(
-            self.model,
-            batch,
-            self.guided,
-            [shards.read_trajectory(self.stage, index)["latents"] for index in batch.indices],
-            steps=steps,
-            sigmas=self.sigmas,
-            sampler=self.plan.sampler,
-            probe=probe,
-        )
-
-    def publish(self, batch: sampling.Batch, latents: np.ndarray, wanted: set[int]) -> None:
+    def publish(self, batch: Batch, latents: np.ndarray, wanted: set[int]) -> None:
         """Store the trajectories that are wanted of a batch, several at a time."""
         plan, timesteps = self.plan, self.timesteps
 

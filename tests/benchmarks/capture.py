@@ -66,7 +66,7 @@ def captured(model, guided, prompts, sigmas, count, batch_size, folder):
     for number in range(sampler.num_batches):
         batch = sampling.Batch.of(number, sampler=sampler, prompts=prompts)
         latents = np.empty((batch_size, len(sigmas), *model.latent_shape), np.float32)
-        for step, rows in sampling.sample(model, batch, guided, sigmas=sigmas, sampler=sampler):
+        for step, rows in sampling.Sampling(model, guided, sigmas, sampler).sample(batch):
             latents[:, step] = rows
         for row in range(batch_size):
             shards.write_trajectory(

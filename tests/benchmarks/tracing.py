@@ -65,16 +65,12 @@ class Workload:
         found = []
         for batch in self.batches():
             probe = probe_of(batch) if probe_of else None
-            steps = sampling.sample(
-                self.model,
-                batch,
-                self.guided,
-                sigmas=self.sigmas,
-                sampler=self.sampler,
-                probe=probe,
-            )
+            steps = self.sampling().sample(batch, probe)
             found.append(np.stack([rows for _, rows in steps], axis=1))
         return np.concatenate(found)
+
+    def sampling(self):
+        return sampling.Sampling(self.model, self.guided, self.sigmas, self.sampler)
 
     def traced(self, tracer, totals, take=None):
         """A function that gives each batch its probe; `totals` collects the statistics.
@@ -100,16 +96,8 @@ class Workload:
         """The statistics of stored latents."""
         probe_of = self.traced(tracer, totals)
         for batch in self.batches():
-            for _ in sampling.replay(
-                self.model,
-                batch,
-                self.guided,
-                [latents[index] for index in batch.indices],
-                steps=range(len(self.sigmas) - 1),
-                sigmas=self.sigmas,
-                sampler=self.sampler,
-                probe=probe_of(batch),
-            ):
+            rows, steps = [latents[index] for index in batch.indices], range(len(self.sigmas) - 1)
+            for _ in self.sampling().replay(batch, rows, steps, probe_of(batch)):
                 pass
 
     def by_numpy(self, tracer):

@@ -33,15 +33,11 @@ def latents():
     model = tiny().load()
     rows = [model.encode(text) for text in (*TEXTS, "", "")]
     tokens, pooled = (mx.array(np.stack(part)) for part in zip(*rows, strict=True))
-    found = sampling.steps(
-        model,
-        tokens=tokens,
-        pooled=pooled,
-        seeds=(0, 1),
-        sigmas=flow(num_steps=STEPS).sigmas(),
-        sampler=euler(),
+    course = sampling.Sampling(
+        model, lambda texts: (tokens, pooled), flow(num_steps=STEPS).sigmas(), euler()
     )
-    return np.stack([np.array(latent) for step, latent in found if step in KEPT])
+    found = course.sample(sampling.Batch(range(2), TEXTS, (0, 1)))
+    return np.stack([latent for step, latent in found if step in KEPT])
 
 
 def differ(found):

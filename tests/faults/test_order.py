@@ -32,9 +32,8 @@ def make(tmp_path_factory):
 
     def latents(number):
         batch = sampling.Batch.of(number, sampler=sampler, prompts=Prompts(TEXTS, (None, None)))
-        steps = sampling.sample(
-            model, batch, rows.guided, sigmas=flow(num_steps=3).sigmas(), sampler=sampler
-        )
+        course = sampling.Sampling(model, rows.guided, flow(num_steps=3).sigmas(), sampler)
+        steps = course.sample(batch)
         return b"".join(latent.tobytes() for _, latent in steps)
 
     return latents
