@@ -25,11 +25,12 @@ from taqdit.store.secrets import mask_settings
 
 log = logging.getLogger(__name__)
 failure: TaqditError | None = None  # of a single run: the outermost wrapper gives its exit code
+prepared: configuration.Checked | None = None  # of a single run: what the command has checked
 
 
 def execute(config: DictConfig, folder: Path, choices: dict[str, str]) -> None:
     """Run a composed configuration, writing into `folder`. Raises TaqditError."""
-    plan = configuration.plan(config)
+    plan = configuration.plan(config, prepared)
     Session(plan, folder, choices=choices).run()
 
 
@@ -66,10 +67,13 @@ def mask_copies(config: DictConfig, copies: list[Path]) -> None:
             disk.publish_bytes(path, OmegaConf.to_yaml(masked).encode())
 
 
-def application() -> int:
-    """The Hydra application on sys.argv; 0 at its end. Raises TaqditError, or what Hydra raises."""
-    global failure
-    failure, sweeping.report = None, None
+def application(checked: configuration.Checked | None = None) -> int:
+    """The Hydra application on sys.argv; 0 at its end. Raises TaqditError, or what Hydra raises.
+
+    `checked`: the configuration of a single run, if it was checked already.
+    """
+    global failure, prepared
+    failure, prepared, sweeping.report = None, checked, None
     configuration.refuse_code(sys.argv[1:], configuration.config_folder())
     app = hydra.main(
         version_base="1.3", config_path=str(configuration.config_folder()), config_name="config"

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from taqdit import config
-from taqdit.config.arguments import Arguments
+from taqdit.config.parser import Arguments
 from taqdit.errors import InputError
 
 SWEEP = "multirun.yaml"  # Hydra writes it into a sweep's folder

@@ -10,9 +10,9 @@ from typing import Any
 
 from taqdit import config as configuration
 from taqdit.cli.differences import differences
-from taqdit.config.arguments import Arguments
 from taqdit.config.build import plain
 from taqdit.config.overrides import agrees, flatten, hides, spell
+from taqdit.config.parser import Arguments
 from taqdit.errors import ConfigError, CorruptError, InputError
 from taqdit.runs.record import RECORD
 from taqdit.runs.run_json import read_record

@@ -15,7 +15,7 @@ def check(overrides: Sequence[str]) -> int:
 
     if flags := [argument for argument in overrides if argument.startswith("-")]:
         raise ConfigError(f"check takes overrides (key=value) only, not {' '.join(flags)}")
-    config.raise_problems(config.check(config.compose_config(overrides)))
+    config.raise_problems(config.check(config.compose_config(overrides)).problems)
     print("the configuration is sound")
     return 0
 
@@ -69,6 +69,7 @@ def application(arguments: Sequence[str]) -> int:
     """Run the Hydra application. A plain run is checked before Hydra makes its folder."""
     from taqdit import config, run
 
+    checked = None
     if all(is_override(argument) for argument in arguments):
         composed = config.compose_config(arguments, with_hydra=True)
         if preset := config.choices(composed.hydra).get("sweep"):
@@ -77,8 +78,9 @@ def application(arguments: Sequence[str]) -> int:
             raise ConfigError(
                 f"hydra/launcher={launcher} is for sweeps, and this is a single run; add -m"
             )
-        config.raise_problems(config.check(config.without_hydra(composed)))
-    return run.application()
+        checked = config.check(config.without_hydra(composed))
+        config.raise_problems(checked.problems)
+    return run.application(checked)
 
 
 def is_override(argument: str) -> bool:

@@ -19,7 +19,8 @@ from taqdit.analysis.profile import profile
 from taqdit.calibration.calibration_set import CalibrationSet, import_npz
 from taqdit.errors import ConfigError, CorruptError, InputError
 from taqdit.models.spec import Model
-from taqdit.prompts.options import SEEDS, Prompts
+from taqdit.prompts.options import Prompts
+from taqdit.prompts.reading import SEEDS
 from taqdit.runs.record import RECORD
 from taqdit.runs.run_json import read_record, trajectories_asked
 from taqdit.runs.session import Session

@@ -100,8 +100,8 @@ class Plan:
     @property
     def traced_batches(self) -> int:
         """Batches that are traced: whole ones, that hold `tracer.num_trajectories`."""
-        wanted = self.tracer.num_trajectories or self.sampler.num_trajectories
-        return -(-min(wanted, self.sampler.num_trajectories) // self.sampler.batch_size)
+        traced = self.tracer.traced(self.sampler.num_trajectories)
+        return -(-traced // self.sampler.batch_size)
 
 
 # Every config key is in one table: it changes trajectories (and what is made from them), the

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taqdit import config
-from taqdit.config.arguments import Arguments
+from taqdit.config.parser import Arguments
 from taqdit.errors import CorruptError
 from taqdit.stages.preflight import size
 from taqdit.store_tools import Checked, Finding, Survey, Surveyed, find_store
