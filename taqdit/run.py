@@ -48,6 +48,7 @@ from taqdit.tracking.groups import SWEEP_FILE
 
 log = logging.getLogger(__name__)
 failure: TaqditError | None = None  # of a single run: the outermost wrapper gives its exit code
+prepared: configuration.Checked | None = None  # of a single run: what the command has checked
 
 
 def run_plan(plan: Plan, folder: Path, choices: Mapping[str, str]) -> None:
@@ -173,7 +174,7 @@ def job(config: DictConfig) -> None:
         mask_copies(config, [*folder.glob(".hydra/*.yaml"), *sweep.glob(SWEEP_FILE)])
         if context.job.chdir:
             raise ConfigError("hydra.job.chdir=true would move the store; leave it false")
-        run_plan(configuration.plan(config), folder, configuration.choices(context))
+        run_plan(configuration.plan(config, prepared), folder, configuration.choices(context))
     except Exception as error:
         if context.mode == RunMode.MULTIRUN:
             sweeping.fail(folder, error)
@@ -186,10 +187,13 @@ def job(config: DictConfig) -> None:
             raise
 
 
-def application() -> int:
-    """The Hydra application on sys.argv; 0 at its end. Raises TaqditError, or what Hydra raises."""
-    global failure
-    failure, sweeping.report = None, None
+def application(checked: configuration.Checked | None = None) -> int:
+    """The Hydra application on sys.argv; 0 at its end. Raises TaqditError, or what Hydra raises.
+
+    `checked`: the configuration of a single run, if it was checked already.
+    """
+    global failure, prepared
+    failure, prepared, sweeping.report = None, checked, None
     configuration.refuse_code(sys.argv[1:], configuration.config_folder())
     app = hydra.main(
         version_base="1.3", config_path=str(configuration.config_folder()), config_name="config"

@@ -87,7 +87,7 @@ def test_every_preset_composes_and_checks(option, tmp_path):
         overrides += [f"prompts.path={tmp_path / 'p.txt'}", "prompts.allow_outside=true"]
     if option == ("timestep_selection", "explicit"):
         overrides.append("timestep_selection.steps=[0,5,-1]")
-    assert config.check(config.compose_config(overrides)) == []
+    assert config.check(config.compose_config(overrides)).problems == []
 
 
 def test_the_closed_key_table():
@@ -213,7 +213,7 @@ def test_check_reports_everything_at_once():
             "inputs.statistics=x.npz",
         ]
     )
-    texts = [problem.text for problem in config.check(composed)]
+    texts = [problem.text for problem in config.check(composed).problems]
     starts = [
         "sampler.cfg_scale=0",
         "sampler.batch_size=0",
@@ -540,7 +540,7 @@ def test_budgets_for_statistics_made_elsewhere_may_exceed_the_schedule(tmp_path)
 
 def problems_of(overrides):
     """The texts of every problem of a configuration."""
-    return [problem.text for problem in config.check(config.compose_config(overrides))]
+    return [problem.text for problem in config.check(config.compose_config(overrides)).problems]
 
 
 @shows("P6", "which latents are stored, and how: each combination is another stage")

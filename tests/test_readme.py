@@ -23,7 +23,7 @@ START = (
     "```bash\npython3 -m pip install uv && python3 -m uv run taqdit\n```\n",
     "```bash\npython3 -m pip install uv && python3 -m uv run pytest\n```\n",
 )
-UNLISTED = {"tracking.queue_size"}  # keys that no table names
+UNLISTED = set()  # keys that no table names
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from taqdit.prompts import options as prompts
 from taqdit.prompts import varied
+from taqdit.prompts.reading import refuse_characters
 
 PARTS = tomllib.loads(Path(varied.__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 FAMILIES = PARTS["families"]
@@ -130,7 +131,7 @@ def test_plurals_follow_counts_and_singulars_follow_articles():
 
 def test_the_text_is_tidy():
     for text in TEXTS:
-        prompts.refuse_characters(text, "here")
+        refuse_characters(text, "here")
         assert text.isascii()
         assert text[0].isupper() or text[0].isdigit()
         assert not re.search(r"\s{2}|\s,|,,|^\s|[\s,]$|[{}]", text), text

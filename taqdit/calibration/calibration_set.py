@@ -23,7 +23,7 @@ from taqdit.calibration.points import (
     step_major,
 )
 from taqdit.errors import ConfigError, InputError, NumericError
-from taqdit.prompts.options import MAX_CHARACTERS, MAX_LINES, refuse_characters
+from taqdit.prompts.reading import MAX_CHARACTERS, MAX_LINES, refuse_characters
 from taqdit.store import npz
 from taqdit.timestep_selection.evidence import Evidence
 from taqdit.timestep_selection.selection import Rule

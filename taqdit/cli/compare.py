@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from taqdit import config
-from taqdit.config.arguments import Arguments
+from taqdit.config.parser import Arguments
 from taqdit.errors import InputError
 from taqdit.report.run_folder import RECORD, SUMMARY, RunFolder
 from taqdit.runs.record import new_folder

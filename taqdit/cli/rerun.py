@@ -10,10 +10,10 @@ from typing import Any
 
 from taqdit import config as configuration
 from taqdit.cli.differences import differences
-from taqdit.cli.verbs import check_single_run
-from taqdit.config.arguments import Arguments
+from taqdit.cli.verbs import checked_single_run
 from taqdit.config.build import plain
 from taqdit.config.overrides import agrees, flatten, hides, spell
+from taqdit.config.parser import Arguments
 from taqdit.errors import ConfigError, CorruptError, InputError
 from taqdit.report.run_folder import OVERRIDES, RECORD, RunFolder
 from taqdit.store import plain_yaml
@@ -163,5 +163,4 @@ def rerun(arguments: Sequence[str]) -> int:
     again = prepare(arguments)
     print(again, flush=True)
     sys.argv[1:] = again.overrides  # Hydra reads them there
-    check_single_run(again.overrides)
-    return run.application()
+    return run.application(checked_single_run(again.overrides))

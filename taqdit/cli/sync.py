@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from taqdit import config
-from taqdit.config.arguments import Arguments
+from taqdit.config.parser import Arguments
 from taqdit.errors import ConfigError, InputError, StorageError
 from taqdit.tracking.credentials import key_configured
 from taqdit.tracking.upload import OfflineRun, RecordedRun, runs_below

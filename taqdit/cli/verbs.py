@@ -6,9 +6,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from taqdit.errors import ConfigError
 from taqdit.runs.exits import exit_with
+
+if TYPE_CHECKING:
+    from taqdit.config import Checked
 
 VERBS = {  # word -> "module:function", of the arguments after the word, that gives an exit code
     "check": "taqdit.cli.verbs:check",
@@ -39,17 +43,16 @@ def dispatch(arguments: Sequence[str]) -> int:
         )
     from taqdit import run
 
-    check_single_run(arguments)
-    return run.application()
+    return run.application(checked_single_run(arguments))
 
 
-def check_single_run(arguments: Sequence[str]) -> None:
-    """Raise the error of a plain run's configuration before Hydra makes its folder; anything with
-    one of Hydra's flags is left to Hydra."""
+def checked_single_run(arguments: Sequence[str]) -> Checked | None:
+    """The configuration of a plain run, checked before Hydra makes its folder; None for anything
+    with one of Hydra's flags, which is left to Hydra. Raises the error of all its problems."""
     from taqdit import config
 
     if not all(is_override(argument) for argument in arguments):
-        return
+        return None
     composed = config.compose_config(arguments, with_hydra=True)
     if preset := config.choices(composed.hydra).get("sweep"):
         raise ConfigError(f"sweep={preset} makes several runs; ask for them: taqdit -m ...")
@@ -57,7 +60,9 @@ def check_single_run(arguments: Sequence[str]) -> None:
         raise ConfigError(
             f"hydra/launcher={launcher} is for sweeps, and this is a single run; add -m"
         )
-    config.raise_problems(config.check(config.without_hydra(composed)))
+    checked = config.check(config.without_hydra(composed))
+    config.raise_problems(checked.problems)
+    return checked
 
 
 def is_override(argument: str) -> bool:
@@ -71,7 +76,7 @@ def check(overrides: Sequence[str]) -> int:
 
     if flags := [argument for argument in overrides if argument.startswith("-")]:
         raise ConfigError(f"check takes overrides (key=value) only, not {' '.join(flags)}")
-    config.raise_problems(config.check(config.compose_config(overrides)))
+    config.raise_problems(config.check(config.compose_config(overrides)).problems)
     print("the configuration is sound")
     return 0
 

@@ -2,7 +2,7 @@
 
 from taqdit.config import schema  # registers the schemas
 from taqdit.config.build import OPTION_MODULES, build, resolve
-from taqdit.config.check import GROUPS, Problem, build_group, check, plan, raise_problems
+from taqdit.config.check import GROUPS, Checked, Problem, build_group, check, plan, raise_problems
 from taqdit.config.compose import (
     choices,
     compose_config,
@@ -14,12 +14,13 @@ from taqdit.config.compose import (
 )
 from taqdit.config.foreign import refuse_code
 from taqdit.config.launchers import gave_up, launcher_problems
-from taqdit.config.sweep import Callback, SweepJob, sweep_jobs
+from taqdit.config.sweep_jobs import Callback, SweepJob, sweep_jobs
 
 __all__ = [
     "GROUPS",
     "OPTION_MODULES",
     "Callback",
+    "Checked",
     "Problem",
     "SweepJob",
     "build",

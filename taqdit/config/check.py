@@ -64,7 +64,16 @@ class Problem:
     exit_code: int
 
 
-def check(config: DictConfig) -> list[Problem]:
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """A configuration's problems, and the objects of its sound groups, each built once."""
+
+    config: DictConfig
+    problems: list[Problem]
+    built: Mapping[str, Any]
+
+
+def check(config: DictConfig) -> Checked:
     """Every range, signature and cross-key problem of a composed configuration, at once."""
     problems: list[Problem] = []
     built: dict[str, Any] = {}
@@ -91,7 +100,7 @@ def check(config: DictConfig) -> list[Problem]:
     if {"model", "sampler", "tracer"} <= built.keys() and config.inputs.statistics is None:
         texts = _tracer_problems(built["model"], built["sampler"], built["tracer"])
         problems += [Problem(f"tracer.{text}", ConfigError.exit_code) for text in texts]
-    return problems
+    return Checked(config, problems, built)
 
 
 def _prefixed(group: str, text: str) -> str:
@@ -153,7 +162,7 @@ def _tracer_problems(model: ModelSpec, sampler: Sampler, tracer: TracerOptions) 
     if not paths:
         yield f"_target_: {model.name} names no blocks to trace; set tracer=none"
     yield from tracer.problems(each.site for each in paths)
-    traced = min(tracer.num_trajectories or sampler.num_trajectories, sampler.num_trajectories)
+    traced = tracer.traced(sampler.num_trajectories)
     per_fold = -(-traced // tracer.folds) + sampler.batch_size  # whole batches
     most = max((2 * per_fold * each.tokens * each.site.width for each in paths), default=0)
     if most > MOST:
@@ -227,10 +236,15 @@ def _stages(config: DictConfig, sampler: Sampler) -> tuple[str, ...]:
     return tuple(s for s in every if not (s == "calibration" and sampler.latents == FINAL))
 
 
-def plan(config: DictConfig) -> Plan:
-    """The objects of a composed configuration. Raises the error of all its problems."""
-    raise_problems(check(config))
-    built = {group: build_group(config, group) for group in GROUPS}
+def plan(config: DictConfig, checked: Checked | None = None) -> Plan:
+    """The objects of a composed configuration. Raises the error of all its problems.
+
+    `checked`: what `check` gave just now; of another configuration it does not count.
+    """
+    if checked is None or checked.config != config:
+        checked = check(config)
+    raise_problems(checked.problems)
+    built = checked.built
     _note_all_steps(config)
     imported, statistics = config.inputs.calibration, config.inputs.statistics
     stages = _stages(config, built["sampler"])

@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, field, make_dataclass
+from functools import partial
+from inspect import signature
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-
-@dataclass
-class ModelConfig:
-    """Schema of the group `model`."""
-
-    _target_: str = MISSING
-    local_ckpt: str | None = None
-    low_memory: bool = False
-    use_t5: bool = False
-    w16: bool = False
-    a16: bool = False
-    latent_size: list[int] = field(default_factory=lambda: [8, 8])
+from taqdit.models.options import tiny
+from taqdit.sampler import euler
+from taqdit.schedule import flow
 
 
-@dataclass
-class ScheduleConfig:
-    """Schema of the group `schedule`."""
+def _schema(name: str, option: Callable[..., Any]) -> type:
+    """A schema that has the arguments of an option, with their types and defaults."""
+    hints = get_type_hints(option)
+    arguments = [
+        (argument, hints[argument], field(default_factory=partial(copy, parameter.default)))
+        for argument, parameter in signature(option).parameters.items()
+    ]
+    return make_dataclass(name, [("_target_", str, MISSING), *arguments])
 
-    _target_: str = MISSING
-    num_steps: int = MISSING
-    shift: float = MISSING
 
-
-@dataclass
-class SamplerConfig:
-    """Schema of the group `sampler`."""
-
-    _target_: str = MISSING
-    cfg_scale: float = MISSING
-    seed: int = MISSING
-    num_trajectories: int = MISSING
-    batch_size: int = MISSING
-    images: bool = MISSING
-    latents: str = "all"
-    latents_dtype: str = "float32"
+ModelConfig = _schema("ModelConfig", tiny)
+ScheduleConfig = _schema("ScheduleConfig", flow)
+SamplerConfig = _schema("SamplerConfig", euler)
 
 
 @dataclass
@@ -70,12 +57,12 @@ class InputsConfig:
 
 @dataclass
 class RunConfig:
-    """Schema of a run. Groups typed Any hold options with different keyword arguments."""
+    """Schema of a run. Groups typed Any hold options with different arguments."""
 
-    model: ModelConfig = MISSING
+    model: ModelConfig = MISSING  # type: ignore[valid-type]
     prompts: Any = MISSING
-    schedule: ScheduleConfig = MISSING
-    sampler: SamplerConfig = MISSING
+    schedule: ScheduleConfig = MISSING  # type: ignore[valid-type]
+    sampler: SamplerConfig = MISSING  # type: ignore[valid-type]
     timestep_selection: Any = MISSING
     tracer: Any = MISSING
     analysis: Any = MISSING

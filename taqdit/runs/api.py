@@ -19,7 +19,8 @@ from taqdit.errors import ConfigError, CorruptError, InputError
 from taqdit.models.spec import Model
 from taqdit.plots.scores import score_versus_k, score_versus_k_table
 from taqdit.plots.style import save
-from taqdit.prompts.options import SEEDS, Prompts
+from taqdit.prompts.options import Prompts
+from taqdit.prompts.reading import SEEDS
 from taqdit.report.run_folder import RECORD, SUMMARY, RunFolder, trajectories_asked
 from taqdit.store import Stage, disk, make_folder, sha256_file
 from taqdit.timestep_selection.catalogue import COMPARED

@@ -107,8 +107,8 @@ class Plan:
     @property
     def traced_batches(self) -> int:
         """Batches that are traced: whole ones, that hold `tracer.num_trajectories`."""
-        wanted = self.tracer.num_trajectories or self.sampler.num_trajectories
-        return -(-min(wanted, self.sampler.num_trajectories) // self.sampler.batch_size)
+        traced = self.tracer.traced(self.sampler.num_trajectories)
+        return -(-traced // self.sampler.batch_size)
 
 
 def chosen_steps(plan: Plan, trajectories: Trajectories) -> list[list[int]]:

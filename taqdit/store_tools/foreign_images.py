@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taqdit.errors import InputError
-from taqdit.prompts.options import MAX_CHARACTERS, refuse_characters
+from taqdit.prompts.reading import MAX_CHARACTERS, refuse_characters
 from taqdit.store import disk, sha256_hex
 from taqdit.store.digest import parse_object
 from taqdit.trajectories import pictures as images

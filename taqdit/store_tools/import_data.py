@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 from taqdit import config
 from taqdit.activations.opened import ImportedStatistics
 from taqdit.calibration.calibration_set import import_npz
-from taqdit.config.arguments import Arguments
 from taqdit.config.overrides import spell
+from taqdit.config.parser import Arguments
 from taqdit.errors import InputError, StorageError
 from taqdit.runs.summary import describe_calibration, describe_statistics
 from taqdit.stages.fingerprints import fingerprint

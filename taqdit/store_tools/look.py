@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from taqdit import config
-from taqdit.config.arguments import Arguments
+from taqdit.config.parser import Arguments
 from taqdit.errors import CorruptError
 from taqdit.store_tools import Checked, Survey, Surveyed, find_store, listing, usage
 from taqdit.store_tools import verify as verify_stages

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taqdit import config
-from taqdit.config.arguments import Arguments
+from taqdit.config.parser import Arguments
 from taqdit.errors import ConfigError, InputError
 from taqdit.report.run_folder import RECORD
 from taqdit.store import make_folder, publish_json

@@ -1,4 +1,4 @@
-"""Where a run's numbers go. Config group `tracking`; one public function per option.
+"""Where a run's numbers go. Options of the config group `tracking`.
 
 Every option but `none` writes <run folder>/events.jsonl; W&B mirrors it and never harms the run.
 """
@@ -6,9 +6,9 @@ Every option but `none` writes <run folder>/events.jsonl; W&B mirrors it and nev
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from taqdit.errors import require
 from taqdit.store.secrets import mask_secrets
@@ -23,17 +23,35 @@ __all__ = ["Tracker", "TrackingOptions", "auto", "local", "none", "wandb"]
 _ONLINE_INIT, _OFFLINE_INIT = 30.0, 20.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrackingOptions:
-    """What an option function chose. Nothing is opened before `start`."""
+    """Where a run's numbers go. Nothing is opened before `start`.
 
-    backend: str  # wandb | local | none
-    mode: str = "auto"
+    Timeouts are seconds; `init_timeout` None means 30 online and 20 offline. Raises ConfigError for
+    values out of range.
+    """
+
+    mode: str = field(default="auto", init=False)
     project: str = "taqdit"
     entity: str | None = None
     init_timeout: float | None = None
     call_timeout: float = 30.0
     finish_timeout: float = 60.0
+
+    backend: ClassVar[str] = "wandb"  # or local, none
+
+    def __post_init__(self) -> None:
+        project, mode = self.project, self.mode
+        good = 1 <= len(project) <= 128 and not set(project) & set("/\\#?%:")
+        waits = [(n, getattr(self, n)) for n in ("init_timeout", "call_timeout", "finish_timeout")]
+        require(
+            (mode in ("auto", *MODES), f"mode={mode} must be one of {', '.join(MODES)}"),
+            (good, f"project={project!r} must be 1 to 128 characters, none of / \\ # ? % :"),
+            *(
+                (wait is None or 0 < wait <= 86400, f"{name}={wait} must lie in (0, 86400] s")
+                for name, wait in waits
+            ),
+        )
 
     def start(
         self,
@@ -62,60 +80,33 @@ class TrackingOptions:
         return Tracker(local, WandbSink(run_folder, run_id, options))
 
 
-def auto(
-    *,
-    project: str = "taqdit",
-    entity: str | None = None,
-    init_timeout: float | None = None,
-    call_timeout: float = 30.0,
-    finish_timeout: float = 60.0,
-) -> TrackingOptions:
+class auto(TrackingOptions):
     """W&B online if a key is configured, else offline; WANDB_MODE and W&B's settings decide first.
 
     Looks at files and the environment only: no prompt, no wait, no network.
     """
-    waits = init_timeout, call_timeout, finish_timeout
-    return _checked(TrackingOptions("wandb", "auto", project, entity, *waits), modes=("auto",))
 
 
-def wandb(
-    *,
-    mode: str = "online",
-    project: str = "taqdit",
-    entity: str | None = None,
-    init_timeout: float | None = None,
-    call_timeout: float = 30.0,
-    finish_timeout: float = 60.0,
-) -> TrackingOptions:
-    """W&B as `mode` says: online, offline or disabled. Timeouts in seconds; `init_timeout` None
-    means 30 online and 20 offline. Raises ConfigError for values out of range."""
-    waits = init_timeout, call_timeout, finish_timeout
-    return _checked(TrackingOptions("wandb", mode, project, entity, *waits), modes=MODES)
+@dataclass(frozen=True, kw_only=True)
+class wandb(TrackingOptions):
+    """W&B as `mode` says: online, offline or disabled."""
+
+    mode: str = "online"
 
 
-def local() -> TrackingOptions:
+class local(TrackingOptions):
     """events.jsonl in the run's folder and nothing else."""
-    return TrackingOptions("local")
+
+    backend = "local"
+
+    def __init__(self) -> None:
+        super().__init__()
 
 
-def none() -> TrackingOptions:
+class none(TrackingOptions):
     """Nothing is tracked."""
-    return TrackingOptions("none")
 
+    backend = "none"
 
-def _checked(options: TrackingOptions, *, modes: tuple[str, ...]) -> TrackingOptions:
-    project = options.project
-    good = 1 <= len(project) <= 128 and not set(project) & set("/\\#?%:")
-    waits = [(n, getattr(options, n)) for n in ("init_timeout", "call_timeout", "finish_timeout")]
-    require(
-        (
-            options.mode in ("auto", *MODES),
-            f"mode={options.mode} must be one of {', '.join(MODES)}",
-        ),
-        (good, f"project={project!r} must be 1 to 128 characters, none of / \\ # ? % :"),
-        *(
-            (seconds is None or 0 < seconds <= 86400, f"{name}={seconds} must lie in (0, 86400] s")
-            for name, seconds in waits
-        ),
-    )
-    return options
+    def __init__(self) -> None:
+        super().__init__()

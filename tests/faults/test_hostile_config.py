@@ -59,7 +59,7 @@ TARGETS = {
     "taqdit.prompts.Path": {},
     "taqdit.prompts.Path.touch": {"self": "{canary}"},
     "taqdit.prompts.csv.field_size_limit": {},
-    "taqdit.prompts._read": {"path": "{canary}"},
+    "taqdit.prompts.reading.read_prompts": {"path": "{canary}"},
     "taqdit.prompts.require": {},
     "taqdit.prompts.Prompts": {"texts": ["a"], "seeds": [None]},
     "taqdit.prompts.file.__globals__": {},
@@ -121,7 +121,7 @@ def test_every_group_refuses_code(canary, group, tmp_path_factory):
             content = f"{group}:\n  _target_: os.system\n  command: touch {canary}\n"
             asked = theirs(folder, content)
         try:
-            problems = config.check(config.compose_config(asked))
+            problems = config.check(config.compose_config(asked)).problems
         except ConfigError as error:  # a typed group has no key `command`
             problems = [config.Problem(str(error), 2)]
         assert problems, group

@@ -142,7 +142,7 @@ def test_what_is_typed_and_then_overridden_is_hidden_too():
 
 def test_a_refused_argument_is_told_without_its_secret():
     options = config.compose_config([r"+tracking.password='it\'s-mine'"])
-    (problem,) = config.check(options)
+    (problem,) = config.check(options).problems
     assert problem.text.startswith("tracking.password='***' is not an argument of ")
     assert "mine" not in problem.text
 

@@ -87,7 +87,7 @@ def _job(config: DictConfig, number: int, overrides: Sequence[str], shared: set[
     loader = GlobalHydra.instance().config_loader()
     try:
         composed = loader.load_sweep_config(config, list(overrides))
-        problems = check(without_hydra(composed))
+        problems = check(without_hydra(composed)).problems
     except Exception as error:
         if not hydra_complains(error):
             raise
