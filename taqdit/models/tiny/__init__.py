@@ -5,14 +5,6 @@ captioned shapes of 64 x 64 pixels, and all that it was made with.
 pictures (MLX), `train` makes the weights (torch, never needed at run time).
 """
 
-import json
-from pathlib import Path
-from typing import Any
+from taqdit.models.tiny.sizes import WEIGHTS, config
 
-WEIGHTS = Path(__file__).parent / "weights"
-
-
-def config(folder: Path = WEIGHTS) -> dict[str, Any]:
-    """The sizes of all parts, `config.json` of `folder`; the only place where they are written."""
-    loaded: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return loaded
+__all__ = ["WEIGHTS", "config"]
