@@ -46,7 +46,7 @@ class Statistics:
 
     @property
     def fingerprint(self) -> str:
-        """Of the stage: names everything that went into the numbers."""
+        """The stage's: SHA-256 of everything that went into the numbers."""
         return self._stage.fingerprint
 
     @property
