@@ -12,9 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from taqdit import config
-from taqdit.cli.verbs import VERBS
+from taqdit.cli.verbs import VERBS, dispatch
 from taqdit.config.overrides import flatten
-from taqdit.store_tools.verbs import SUBVERBS
 
 README = ROOT / "README.md"
 FOLDERS = ("conf", "outputs", "taqdit", "tests")
@@ -97,25 +96,19 @@ def test_every_command_shown_parses(page, capsys):
 
 def parse(words, capsys):
     """Find the verb and its options, or compose the overrides, those of every job of a sweep."""
-    verb, rest = (words[0], words[1:]) if words and words[0] in VERBS else (None, words)
-    if verb == "store":
-        assert not rest or rest[0] in SUBVERBS, words
-        known_options(SUBVERBS[rest[0]] if rest else VERBS[verb], rest[1:], capsys)
-    elif verb in ("rerun", "compare", "sync"):
-        known_options(VERBS[verb], rest, capsys)
+    verb, rest = (words[0], words[1:]) if words and words[0] in VERBS else ("", words)
+    if verb in ("rerun", "compare", "sync", "store"):
+        names = words[:2] if verb == "store" else words[:1]
+        with suppress(SystemExit):
+            dispatch([*names, "--help"])
+        usage = capsys.readouterr().out
+        assert all(word in usage for word in rest if word.startswith("--")), words
     elif words != ["--help"]:
         overrides = [word for word in rest if word not in ("-m", "push")]
         parsed = OverridesParser.create().parse_overrides(overrides)
         assert "-m" in words or not any(each.is_sweep_override() for each in parsed), words
         for job in BasicSweeper.split_arguments(parsed, None)[0]:
             config.compose_config(job, with_hydra=True)
-
-
-def known_options(verb, words, capsys):
-    with suppress(SystemExit):
-        verb(["--help"])
-    usage = capsys.readouterr().out
-    assert all(word in usage for word in words if word.startswith("--")), words
 
 
 @pytest.mark.parametrize("page", [README, ROOT / "conf" / "README.md"], ids=["README", "conf"])
