@@ -155,8 +155,8 @@ def test_what_a_set_says_about_itself():
 
 @pytest.mark.parametrize("step", [-1, 7])
 def test_a_rule_that_leaves_the_grid_is_refused(step):
-    def rule(*, num_steps, sigmas, trajectory, seed):
-        return Selection.of([step if trajectory == 3 else 0])
+    def rule(trajectory):
+        return Selection.of([step if trajectory.index == 3 else 0])
 
     with pytest.raises(ConfigError, match=r"trajectory 3; they must lie in \[0, 6\]"):
         make(rule=rule)

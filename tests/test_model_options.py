@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from omegaconf import OmegaConf
 
+from taqdit import config
 from taqdit.backend import mx, peak_memory, reset_peak_memory, tree_flatten
 from taqdit.errors import ConfigError, ModelError
 from taqdit.models import options
@@ -48,7 +49,7 @@ def test_describing_a_model_imports_nothing_heavy():
 
 @pytest.mark.parametrize("name", ["tiny", "sd3_medium", "sd35_large"])
 def test_the_option_file_states_the_functions_own_defaults(name):
-    written = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    written = OmegaConf.to_container(config.compose_config([f"model={name}"]).model)
     function = getattr(options, name)
     assert written.pop("_target_") == f"taqdit.models.options.{name}"
     defaults = {k: p.default for k, p in inspect.signature(function).parameters.items()}

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from taqdit import config
 from taqdit.errors import StorageError
 from taqdit.plots import latents, style
 from taqdit.plots import options as plots
@@ -279,10 +279,12 @@ OPTIONS = sorted((ROOT / "conf" / "plots").glob("*.yaml"))
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda path: path.stem)
 def test_every_yaml_holds_its_function_with_every_argument_commented(path):
     text = path.read_text("utf-8")
-    node = yaml.safe_load(text)
+    node = dict(config.compose_config([f"plots={path.stem}"]).plots)
     assert node.pop("_target_") == f"taqdit.plots.{path.stem}"
     assert getattr(plots, path.stem)(**node) == getattr(plots, path.stem)()
     assert text.startswith("# ")
     assert all(
-        " # " in line for line in text.splitlines() if not line.startswith(("#", "_target_"))
+        " # " in line
+        for line in text.splitlines()
+        if not line.startswith(("#", "_target_", "defaults"))
     )

@@ -52,7 +52,7 @@ def _stages(marks: Mapping[str, str], store: Path, plan: Plan) -> Iterator[str]:
             yield f"  stage     {name}: other inputs ({', '.join(keys)}), so another folder"
     if before:
         shown = {name: digest[:DIGITS] for name, digest in before.items()}
-        now = {name: digest[:DIGITS] for name, digest in plan.model.weights().items()}
+        now = {name: digest[:DIGITS] for name, digest in plan.weights.items()}
         yield from _changes("weights", shown, now)
 
 

@@ -64,8 +64,8 @@ def resolve(target: str) -> Any:
 
 def _is_option(option: Any, module_name: str) -> bool:
     """Whether it is a function or a dataclass, defined in the module or below it."""
-    made = inspect.isfunction(option) or (inspect.isclass(option) and is_dataclass(option))
-    return made and f"{option.__module__}.".startswith(f"{module_name}.")
+    known = inspect.isfunction(option) or (inspect.isclass(option) and is_dataclass(option))
+    return known and f"{option.__module__}.".startswith(f"{module_name}.")
 
 
 def build(node: Mapping[str, Any]) -> Any:

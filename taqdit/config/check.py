@@ -199,8 +199,8 @@ def _selection_problems(select: Any, schedule: Any) -> list[Problem]:
 
 def _evidence_problems(config: DictConfig, select: Any, tracer: TracerOptions) -> list[Problem]:
     """A rule that selects from traced statistics needs some."""
-    made = config.inputs.calibration is None and config.inputs.statistics is None
-    if not (made and needs_evidence(select)):
+    imported = config.inputs.calibration is not None or config.inputs.statistics is not None
+    if imported or not needs_evidence(select):
         return []
     stages = kinds.stage_names() if config.stages == "all" else _names(config.stages) or ()
     missing = "tracer reads nothing" if not tracer.places else "stages leaves out statistics"

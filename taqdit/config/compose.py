@@ -43,7 +43,7 @@ def _composed(overrides: Sequence[str], *, with_hydra: bool) -> DictConfig:
     """Compose; without what is refused, to say what else is, and which keys there are."""
     left: list[str] | None = list(overrides)
     refused: list[tuple[str, str | None]] = []
-    first, known = None, [each.name for each in config_folder().iterdir() if each.is_dir()]
+    first, known = None, [path.name for path in config_folder().iterdir() if path.is_dir()]
     while left is not None:
         try:
             composed = compose("config", overrides=left, return_hydra_config=with_hydra)
@@ -51,17 +51,17 @@ def _composed(overrides: Sequence[str], *, with_hydra: bool) -> DictConfig:
             if not hydra_complains(error):
                 raise
             first, text = first or error, one_line(error)
-            found = culprit(error, text, left)
-            if found is not None and not names(text, key_of(found)):
-                text = f"{key_of(found)}: {text}"  # what cannot be parsed is told by a part
-            refused.append((text, found))
-            left = None if found is None else left_out(found, left)
+            wrong = culprit(error, text, left)
+            if wrong is not None and not names(text, key_of(wrong)):
+                text = f"{key_of(wrong)}: {text}"  # what cannot be parsed is told by a part
+            refused.append((text, wrong))
+            left = None if wrong is None else left_out(wrong, left)
         else:
             if first is None:
                 return composed
             known += _keys(OmegaConf.to_container(composed))
             left = None
-    raise ConfigError(*(text + meant(text, found, known) for text, found in refused)) from first
+    raise ConfigError(*(text + meant(text, wrong, known) for text, wrong in refused)) from first
 
 
 def _keys(node: Any, above: str = "") -> Iterator[str]:
@@ -96,8 +96,7 @@ def one_line(error: BaseException) -> str:
     parts = []
     for each in (error, error.__cause__):
         text = str(each) if each is not None else ""
-        kept = _ABOUT_HYDRA.split(text)[0]
-        parts.append(" ".join(kept.split()))
+        parts.append(" ".join(_ABOUT_HYDRA.split(text)[0].split()))
     return ". ".join(dict.fromkeys(part.rstrip(".") for part in parts if part))
 
 

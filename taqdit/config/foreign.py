@@ -75,16 +75,16 @@ def _folders(arguments: Sequence[str]) -> Iterator[Path]:
     if known.config_dir:
         yield Path(known.config_dir)
     for argument in (*known.overrides, *others):
-        if found := _SEARCHPATH.match(argument):
-            for part in found[1].split(","):
+        if match := _SEARCHPATH.match(argument):
+            for part in match[1].split(","):
                 place = urlparse(part.strip().strip("'\""))
                 if place.scheme in ("", "file") and place.path:
                     yield Path(unquote(f"{place.netloc}{place.path}"))
 
 
 def _files(folder: Path) -> list[Path]:
-    found = (path for path in sorted(folder.rglob("*.y*ml")) if path.suffix in (".yaml", ".yml"))
-    files = list(islice(found, MAX_FILES + 1))
+    paths = (path for path in sorted(folder.rglob("*.y*ml")) if path.suffix in (".yaml", ".yml"))
+    files = list(islice(paths, MAX_FILES + 1))
     if len(files) > MAX_FILES:
         raise ConfigError(
             f"{folder} holds more than {MAX_FILES:,} files; name a folder of settings"

@@ -58,6 +58,6 @@ def spell(value: Any) -> str:
 
 def _quoted(text: str) -> str:
     """Single quotes; a backslash counts only before a quote or `${`, and is doubled there."""
-    literal = re.sub(r"(\\*)(\$\{)", lambda found: f"{found[1] * 2}\\{found[2]}", text)
-    inside = re.sub(r"(\\*)'", lambda found: f"{found[1] * 2}\\'", literal)
-    return "'" + re.sub(r"(\\+)\Z", lambda found: found[1] * 2, inside) + "'"
+    literal = re.sub(r"(\\*)(\$\{)", lambda match: f"{match[1] * 2}\\{match[2]}", text)
+    inside = re.sub(r"(\\*)'", lambda match: f"{match[1] * 2}\\'", literal)
+    return "'" + re.sub(r"(\\+)\Z", lambda match: match[1] * 2, inside) + "'"

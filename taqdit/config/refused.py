@@ -16,7 +16,7 @@ _OPTIONS = re.compile(r"Could not find '(.+)/([^/']+)' Available options in '[^'
 def culprit(error: BaseException, text: str, overrides: Sequence[str]) -> str | None:
     """The override that an error of Hydra's, `text` in words, is about; None if it does not say."""
     if isinstance(error, OverrideParseException):
-        return next((each for each in overrides if each == error.override), None)
+        return error.override if error.override in overrides else None
     named = match[1] if (match := _NAMED.search(text)) else None
     for each in overrides:
         names = each, key_of(each), each.lstrip("+~").replace("=", "/", 1)
@@ -48,9 +48,9 @@ def left_out(override: str, overrides: Sequence[str]) -> list[str] | None:
 
 def meant(text: str, override: str | None, known: Iterable[str]) -> str:
     """A question after the nearest option in `text`, or of the `known` keys; "" if none is near."""
-    if found := _OPTIONS.search(text):
-        near = get_close_matches(found[2], found[3].split(), n=1)
-        near = [f"{found[1]}={each}" for each in near]
+    if match := _OPTIONS.search(text):
+        near = get_close_matches(match[2], match[3].split(), n=1)
+        near = [f"{match[1]}={option}" for option in near]
     elif override is None or not text.startswith("Could not "):
         near = []
     else:

@@ -129,8 +129,7 @@ def _folder(composed: DictConfig, number: int) -> Path:
 
 def _up_to(limit: int, values: Sequence[int]) -> str:
     """`${up_to:limit,[a,b,..]}`: the values that do not exceed `limit`, as Hydra sweeps them."""
-    kept = [str(value) for value in values if value <= limit]
-    return ",".join(kept) or "range(0,0)"
+    return ",".join(str(value) for value in values if value <= limit) or "range(0,0)"
 
 
 def _dense_middle_count(num_steps: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from taqdit.errors import require
 from taqdit.models.sources import HubSource, TinySource
@@ -77,6 +78,7 @@ def sd3_medium(
             local=_path(local_ckpt),
             use_t5=use_t5,
         ),
+        latent_size,
         name="sd3_medium",
         hidden=1536,
         blocks=24,
@@ -84,7 +86,6 @@ def sd3_medium(
         low_memory=low_memory,
         w16=w16,
         a16=a16,
-        latent_size=latent_size,
     )
 
 
@@ -105,6 +106,7 @@ def sd35_large(
             local=_path(local_ckpt),
             use_t5=use_t5,
         ),
+        latent_size,
         name="sd35_large",
         hidden=2432,
         blocks=38,
@@ -112,37 +114,23 @@ def sd35_large(
         low_memory=low_memory,
         w16=w16,
         a16=a16,
-        latent_size=latent_size,
     )
 
 
 def _stable_diffusion(
-    source: HubSource,
-    *,
-    name: str,
-    hidden: int,
-    blocks: int,
-    mmdit: dict[str, int],
-    low_memory: bool,
-    w16: bool,
-    a16: bool,
-    latent_size: tuple[int, int],
+    source: HubSource, latent_size: tuple[int, int], *, mmdit: dict[str, int], **facts: Any
 ) -> ModelSpec:
+    """The spec of one release; `facts` are fields of ModelSpec as they are."""
     require(_size_check(latent_size, _POSITIONS))
     text = _CLIPS + (_T5 if source.use_t5 else 0)
     return ModelSpec(
-        name=name,
         latent_shape=(*latent_size, LATENT_CHANNELS),
         num_text_tokens=_CLIP_TOKENS + (_T5_TOKENS if source.use_t5 else _CLIP_TOKENS),
         pooled_width=_POOLED,
         parameters={**mmdit, "vae": _VAE_DECODER, "text": text},
-        hidden=hidden,
         source=source,
-        blocks=blocks,
         use_t5=source.use_t5,
-        w16=w16,
-        a16=a16,
-        low_memory=low_memory,
+        **facts,
     )
 
 

@@ -29,14 +29,14 @@ class Prompts:
     store_conditioning: bool = True
 
     @classmethod
-    def kept(cls, found: Mapping[str, Any]) -> Prompts:
+    def kept(cls, record: Mapping[str, Any]) -> Prompts:
         """The prompts that a record or a stage's inputs hold. ValueError if they hold none."""
-        texts, seeds = found.get("prompts"), found.get("prompt_seeds")
-        if not (isinstance(texts, list) and texts and all(type(each) is str for each in texts)):
+        texts, seeds = record.get("prompts"), record.get("prompt_seeds")
+        if not (isinstance(texts, list) and texts and all(type(text) is str for text in texts)):
             raise ValueError("its prompts are no texts")
         if not isinstance(seeds, list) or len(seeds) != len(texts):
             raise ValueError("its prompt_seeds are not one for each prompt")
-        if not all(each is None or (type(each) is int and 0 <= each < SEEDS) for each in seeds):
+        if not all(seed is None or (type(seed) is int and 0 <= seed < SEEDS) for seed in seeds):
             raise ValueError(f"its prompt_seeds are not null or integers in [0, {SEEDS})")
         "".join(texts).encode()  # halves of characters are no text
         return cls(tuple(texts), tuple(seeds))

@@ -56,7 +56,7 @@ def run_record(
         "imported_statistics": statistics and str(statistics.resolve()),
         "store": disk.relative(plan.output_dir / "store", folder),
         "stages": dict(fingerprints),
-        "weights": plan.model.weights() if fingerprints else {},
+        "weights": plan.weights if fingerprints else {},
         "backend": dict(backend),
         "versions": {name: installed(name) for name in PACKAGES},
         "python": sys.version.split()[0],

@@ -72,7 +72,7 @@ def conditioning_inputs(plan: Plan) -> dict[str, Any]:
         "model": plan.model.name,
         "model_option": target(plan, "model"),
         "options": dict(plan.model.options),
-        "weights": plan.model.weights(),
+        "weights": plan.weights,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ class Plan:
         steps = TrajectorySteps(self.schedule.sigmas(), trajectory, self.sampler.seed)
         chosen = selected(self.select, steps)
         return np.append(np.unique(chosen.indices), num_steps)
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """Digests of the model's files, taken once: every stage names the same."""
+        return self.model.weights()
 
     @property
     def texts(self) -> list[str]:

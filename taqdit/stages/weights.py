@@ -29,7 +29,7 @@ def weight_inputs(plan: Plan) -> dict[str, Any]:
         "weights_schema": SCHEMA,
         "model": plan.model.name,
         "model_option": target(plan, "model"),
-        "weights": plan.model.weights(),
+        "weights": plan.weights,
         "w16": plan.model.w16,
     }
 
