@@ -16,7 +16,7 @@ from PIL import Image
 from taqdit.errors import StorageError
 from taqdit.plots import latents, style
 from taqdit.plots import options as plots
-from taqdit.plots.kinds import figure_kinds
+from taqdit.plots.drawing import figure_kinds
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_STEPS = 20

@@ -24,10 +24,12 @@ class StoredFigures:
 
     def __init__(self, store: Path, inputs: Mapping[str, Any], *, refresh: bool = False) -> None:
         whole = {**inputs, "source": source_digest(), "matplotlib": version("matplotlib")}
-        mark = sha256_hex(canonical_json(whole).encode())
+        fingerprint = sha256_hex(canonical_json(whole).encode())
         if refresh:
-            Stage.set_aside(store, STAGE, mark)
-        self._stage = Stage.open(store, STAGE, fingerprint=mark, inputs=whole, backend={}, lost={})
+            Stage.set_aside(store, STAGE, fingerprint)
+        self._stage = Stage.open(
+            store, STAGE, fingerprint=fingerprint, inputs=whole, backend={}, lost={}
+        )
 
     def get(self, name: str) -> dict[str, bytes] | None:
         """The files of a figure by suffix; None if it is not there. Moves a corrupt one aside."""
