@@ -29,7 +29,7 @@ from taqdit.models.linears import linear_paths
 from taqdit.models.options import tiny
 from taqdit.models.pipeline import PipelineModel
 from taqdit.models.spec import ModelSpec
-from taqdit.plots.kinds import Of
+from taqdit.plots.drawing import Of
 from taqdit.plots.options import paper
 from taqdit.report import figures
 from taqdit.runs import outputs as showing

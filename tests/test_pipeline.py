@@ -11,7 +11,7 @@ from wandb_files import read_run
 
 import taqdit as package
 from taqdit.errors import ConfigError, InputError, StorageError
-from taqdit.plots.kinds import Of
+from taqdit.plots.drawing import Of
 from taqdit.plots.options import paper
 from taqdit.store import read_shard
 

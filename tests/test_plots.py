@@ -16,7 +16,7 @@ from taqdit import config
 from taqdit.errors import StorageError
 from taqdit.plots import latents, style
 from taqdit.plots import options as plots
-from taqdit.plots.kinds import figure_kinds
+from taqdit.plots.drawing import figure_kinds
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_STEPS = 20

@@ -14,7 +14,7 @@ import taqdit as package
 from taqdit import config, plots
 from taqdit.errors import ConfigError
 from taqdit.plots import run_figures, style
-from taqdit.plots.kinds import FigureKind, Of, Sampled, Traced, TracedLayer, figure_kinds
+from taqdit.plots.drawing import FigureKind, Of, Sampled, Traced, TracedLayer, figure_kinds
 from taqdit.plots.options import PlotOptions
 
 ORDER = {
@@ -171,7 +171,7 @@ def test_a_figure_that_there_is_not_is_refused_with_the_nearest():
 
 
 TOY = """
-from taqdit.plots.kinds import FigureKind, Of
+from taqdit.plots.drawing import FigureKind, Of
 from taqdit.plots.style import new_figure, style
 
 drawn = []

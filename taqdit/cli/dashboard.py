@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from taqdit import config
 from taqdit.config.parser import Arguments
 from taqdit.errors import ConfigError
-from taqdit.plots.kinds import Of
+from taqdit.plots.drawing import Of
 from taqdit.plots.options import fits
 from taqdit.stages.plan import Plan
 from taqdit.tracking.dashboard import Contents, push

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taqdit.analysis.allocation import greedy, mean_decibel, suggested, weight_sqnr
-from taqdit.plots.kinds import FigureKind, Of
+from taqdit.plots.drawing import FigureKind, Of
 from taqdit.plots.style import BLUE, COLUMN, GREY, PAGE, VERMILLION, new_figure, style
 from taqdit.quantizer import BITS
 
@@ -72,12 +72,12 @@ def bits_per_layer(bits: BitWidths) -> Figure:
 def bits_per_layer_table(bits: BitWidths) -> dict[str, list[Any]]:
     """A row per linear: widths and their SQNR (dB; empty: none), and what the marks say."""
     names = ("layer", "site", "weight_bits", "activation_bits", "weight_sqnr", "activation_sqnr")
-    table = {name: [getattr(each, name) for each in bits.layers] for name in names}
-    made: dict[str, list[Any]] = {
-        name: ["" if value is None else value for value in column] for name, column in table.items()
-    }
-    made["protected"] = [int(each.floored) for each in bits.layers]
-    return {**made, "met": [int(each.met) for each in bits.layers]}
+    table: dict[str, list[Any]] = {}
+    for name in names:
+        values = [getattr(layer, name) for layer in bits.layers]
+        table[name] = ["" if value is None else value for value in values]
+    table["protected"] = [int(layer.floored) for layer in bits.layers]
+    return {**table, "met": [int(layer.met) for layer in bits.layers]}
 
 
 def error_versus_bits(
@@ -141,18 +141,18 @@ def error_versus_bits_table(
 
 def _cell(layer: str) -> Cell | None:
     """Where a linear of a block is drawn; None for one outside the blocks."""
-    found = _NAME.fullmatch(layer)
-    if not found:
+    match = _NAME.fullmatch(layer)
+    if not match:
         return None
-    multimodal, stream, unified, number, kind = found.groups()
+    multimodal, stream, unified, number, kind = match.groups()
     return unified or stream, kind, int(number if unified else multimodal)
 
 
 def _rows(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     """(stream, kind) of each row: image, text, unified blocks; kinds in the order of the data."""
     kinds = [*KINDS, *dict.fromkeys(kind for _, kind, _ in cells)]
-    there = {cell[:2] for cell in cells}
-    return sorted(there, key=lambda row: (STREAMS.index(row[0]), kinds.index(row[1])))
+    rows = {cell[:2] for cell in cells}
+    return sorted(rows, key=lambda row: (STREAMS.index(row[0]), kinds.index(row[1])))
 
 
 def _width(layer: LayerBits, part: str) -> int | None:
@@ -216,8 +216,8 @@ def _map(
 def _marks(bits: BitWidths, number: int, part: str) -> list[str]:
     """Those of MARKS that a layer's cell has."""
     layer = bits.layers[number]
-    kept = layer.floored and _width(layer, part) is not None
-    return ["protected"] * kept + ["missed"] * _misses(layer, part, bits.target)
+    protected = layer.floored and _width(layer, part) is not None
+    return ["protected"] * protected + ["missed"] * _misses(layer, part, bits.target)
 
 
 def _label_map(axis: Axes, rows: Sequence[tuple[str, str]], blocks: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from taqdit.activations.overview import top_channels
-from taqdit.plots.kinds import FigureKind, Of
+from taqdit.plots.drawing import FigureKind, Of
 from taqdit.plots.style import (
     BLUE,
     DARK,
@@ -55,8 +55,8 @@ def channel_ranges(table: LayerTable) -> Figure:
             line.set(rasterized=channels > ALL_ROWS)
         bars.set(xlabel="channel", ylabel="max − min over all steps")
         red = f"top 2 % ({len(top):,} of {channels:,}) in red"
-        found = red if ranges.any() else f"all {channels:,} channels constant"
-        bars.set_title(f"{table.site.name}, {found}", loc="left")
+        title = red if ranges.any() else f"all {channels:,} channels constant"
+        bars.set_title(f"{table.site.name}, {title}", loc="left")
         bars.grid(axis="x", visible=False)
         integer_ticks(bars.xaxis, 8)
         _name_bars(bars, ranges, top[:NAMED_BARS])
@@ -177,13 +177,13 @@ def _name_bars(axis: Axes, ranges: np.ndarray, channels: np.ndarray) -> None:
 
 def _apart(places: np.ndarray, need: float, *, high: float) -> np.ndarray:
     """Sorted places moved as far as is necessary to lie `need` apart, within 0 .. high."""
-    made = places.clip(need / 2, high - need / 2)
-    for i in range(1, len(made)):
-        made[i] = max(made[i], made[i - 1] + need)
-    made[-1:] = made[-1:].clip(max=high - need / 2)
-    for i in range(len(made) - 2, -1, -1):
-        made[i] = min(made[i], made[i + 1] - need)
-    return made
+    apart = places.clip(need / 2, high - need / 2)
+    for i in range(1, len(apart)):
+        apart[i] = max(apart[i], apart[i - 1] + need)
+    apart[-1:] = apart[-1:].clip(max=high - need / 2)
+    for i in range(len(apart) - 2, -1, -1):
+        apart[i] = min(apart[i], apart[i + 1] - need)
+    return apart
 
 
 def _largest_channels(table: LayerTable) -> tuple[np.ndarray, np.ndarray]:

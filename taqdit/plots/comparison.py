@@ -94,10 +94,7 @@ def loss_by_selection_table(rows: Sequence[LossRow]) -> dict[str, list[Any]]:
         "group": [row.group for row in rows],
         "selection": [row.name for row in rows],
     }
-    for width, bits in enumerate(BITS):
-        table[f"loss_{bits}bit_db"] = [float(row.loss[width]) for row in rows]
-        table[f"half_width_{bits}bit_db"] = [float(row.half_width[width]) for row in rows]
-    return table
+    return table | _columns([(row.loss, row.half_width) for row in rows])
 
 
 def loss_against(lines: Sequence[LossLine], setting: str) -> Figure:
@@ -140,11 +137,7 @@ def loss_against_table(lines: Sequence[LossLine], setting: str) -> dict[str, lis
         "selection": [line.name for line, _ in dots],
         setting: [float(line.x[place]) for line, place in dots],
     }
-    for width, bits in enumerate(BITS):
-        table[f"loss_{bits}bit_db"] = [float(line.loss[place, width]) for line, place in dots]
-        halves = [float(line.half_width[place, width]) for line, place in dots]
-        table[f"half_width_{bits}bit_db"] = halves
-    return table
+    return table | _columns([(line.loss[i], line.half_width[i]) for line, i in dots])
 
 
 def ranges_over_time(curves: Sequence[RangeCurve], ticks: Sequence[Ticks]) -> Figure:
@@ -176,15 +169,21 @@ def ranges_over_time_table(
     curves: Sequence[RangeCurve], ticks: Sequence[Ticks]
 ) -> dict[str, list[Any]]:
     """A row per step of each curve, then one per tick (no value)."""
-    table: dict[str, list[Any]] = {"kind": [], "name": [], "timestep": [], "median_range": []}
     rows = [("range", c.name, float(t), float(v)) for c in curves
             for t, v in zip(c.timesteps, c.values, strict=True)]  # fmt: skip
     rows += [
         ("selected", each.name, float(t), float("nan")) for each in ticks for t in each.timesteps
     ]
-    for row in rows:
-        for column, cell in zip(table.values(), row, strict=True):
-            column.append(cell)
+    names = ("kind", "name", "timestep", "median_range")
+    return {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+def _columns(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, list[Any]]:
+    """Losses (3,) and half intervals (3,) of each row by column, dB."""
+    table: dict[str, list[Any]] = {}
+    for width, bits in enumerate(BITS):
+        table[f"loss_{bits}bit_db"] = [float(loss[width]) for loss, _ in rows]
+        table[f"half_width_{bits}bit_db"] = [float(half[width]) for _, half in rows]
     return table
 
 

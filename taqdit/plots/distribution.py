@@ -124,13 +124,13 @@ def distribution(table: LayerTable, steps: Steps) -> Distribution:
     scale = _scale(table)
     edges = scale.edges()
     low, high = table.low[steps].min(axis=1), table.high[steps].max(axis=1)
-    made, inner = np.empty((len(steps), BINS)), np.empty((len(steps), 2))
+    shares, inner = np.empty((len(steps), BINS)), np.empty((len(steps), 2))
     for i, counts in enumerate(table.counts[steps]):
         ends = np.clip(table.edges, low[i], high[i])  # no value lies beyond its step's extremes
         below = np.concatenate([[0.0], np.cumsum(counts)])
-        made[i] = np.diff(np.interp(edges, ends, below))
+        shares[i] = np.diff(np.interp(edges, ends, below))
         inner[i] = np.interp(np.array([0.01, 0.99]) * below[-1], below, ends)
-    return Distribution(steps, scale, edges, made, low, high, inner[:, 0], inner[:, 1])
+    return Distribution(steps, scale, edges, shares, low, high, inner[:, 0], inner[:, 1])
 
 
 def distribution_table(table: LayerTable, steps: Steps) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from taqdit.analysis.drift import phase_names
-from taqdit.plots.kinds import FigureKind, Of
+from taqdit.plots.drawing import FigureKind, Of
 from taqdit.plots.panels import (
     OUTSIDE,
     PLACES,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from taqdit.plots.kinds import FigureKind, Of
+from taqdit.plots.drawing import FigureKind, Of
 from taqdit.plots.overview import site_table
 from taqdit.plots.panels import OUTSIDE, label_rows, log_ticks, panel_height, panel_title, panels_of
 from taqdit.plots.style import COLUMN, GREY, PAGE, new_figure, style

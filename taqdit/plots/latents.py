@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taqdit.plots.kinds import FigureKind, Of, Sampled
+from taqdit.plots.drawing import FigureKind, Of, Sampled
 from taqdit.plots.style import (
     BLUE,
     COLUMN,
@@ -134,8 +134,8 @@ def selection_strip(sigmas: np.ndarray, steps_per_trajectory: Sequence[Steps]) -
         by_sigma.set(ylabel="points", ylim=(0, 1.1 * counts.max()))
         integer_ticks(by_sigma.yaxis, 3)
         sigma_axis(by_sigma)
-        made = f"{counts.sum():,} points from {len(chosen):,} trajectories"
-        by_step.set_title(f"{made}, {len(used)} of {len(counts)} steps used", loc="left")
+        points = f"{counts.sum():,} points from {len(chosen):,} trajectories"
+        by_step.set_title(f"{points}, {len(used)} of {len(counts)} steps used", loc="left")
     return figure
 
 
@@ -193,17 +193,17 @@ def _wrapped(caption: str, *, width: float, size: float, lines: int = 4) -> str:
         most = range(1, min(len(text), 200) + 1)
         return bisect_left(most, True, key=lambda count: too_wide(text[:count]))
 
-    made, rest = [""], " ".join(caption.split())
-    while rest and len(made) <= lines:
+    broken, rest = [""], " ".join(caption.split())
+    while rest and len(broken) <= lines:
         end = room(rest)
         if end < len(rest):
             end = max(rest.rfind(" ", 0, end + 1), 0) or max(end, 1)  # or inside a long word
-        made.append(rest[:end].rstrip())
+        broken.append(rest[:end].rstrip())
         rest = rest[end:].lstrip()
     if rest:
-        kept = made[-1][: room(made[-1] + " …") - 2]
-        made[-1] = (kept if kept == made[-1] else kept.rsplit(" ", 1)[0].rstrip()) + " …"
-    return "\n".join(made[1:])
+        last = broken[-1][: room(broken[-1] + " …") - 2]
+        broken[-1] = (last if last == broken[-1] else last.rsplit(" ", 1)[0].rstrip()) + " …"
+    return "\n".join(broken[1:])
 
 
 def _curves(sampled: Sampled) -> tuple[np.ndarray, LatentStatistics | None, list[int]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from taqdit.plots.distribution import BINS, distribution, distribution_table, number
-from taqdit.plots.kinds import FigureKind, Of, TracedLayer
+from taqdit.plots.drawing import FigureKind, Of, TracedLayer
 from taqdit.plots.style import (
     BLUE,
     COLUMN,

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from taqdit.activations import Site
 from taqdit.errors import require
-from taqdit.plots.kinds import FigureKind, Of, figure_kinds
+from taqdit.plots.drawing import FigureKind, Of, figure_kinds
 
 __all__ = ["PlotOptions", "minimal", "none", "paper"]
 

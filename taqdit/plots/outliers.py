@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taqdit.plots.kinds import FigureKind, Of
+from taqdit.plots.drawing import FigureKind, Of
 from taqdit.plots.panels import PLACES
 from taqdit.plots.style import GREY, PAGE, new_figure, style
 from taqdit.plots.ticks import log_marks
@@ -159,14 +159,15 @@ def _spots(centre: np.ndarray, size: np.ndarray) -> list[_Spot]:
     from matplotlib.path import Path
     from matplotlib.transforms import Bbox
 
-    made = []
+    spots = []
     for far, x, y in product((NEAR, 14, 24, 36, 50, 70, 95), (1, -1, 0), (0, 1, -1)):
         if x or y:
             side = np.array([x, y])
             offset = far * side + size * (side - 1) / 2
+            box = Bbox.from_bounds(*(centre + offset), *size)
             line = Path([centre + 3 * side, centre + far * side])
-            made.append(_Spot(far, side, offset, Bbox.from_bounds(*(centre + offset), *size), line))
-    return made
+            spots.append(_Spot(far, side, offset, box, line))
+    return spots
 
 
 def _cost(

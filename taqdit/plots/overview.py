@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from taqdit.activations.overview import covered_share, range_share
-from taqdit.plots.kinds import FigureKind, Of
+from taqdit.plots.drawing import FigureKind, Of
 from taqdit.plots.panels import OUTSIDE, PLACES, STREAMS, sites_by_place
 from taqdit.plots.style import (
     BLUE,
@@ -148,8 +148,8 @@ def _blocks(overview: Overview, panels: Mapping[str, np.ndarray]) -> list[str]:
 
 def _outside(overview: Overview, sites: np.ndarray) -> str:
     """Title that names the sites and how their lines look."""
-    found = [overview.sites[i] for i in sites]
-    names = [f"{site.name} ({DASHES[LINES[site.stream]]})" for site in found]
+    shown = [overview.sites[i] for i in sites]
+    names = [f"{site.name} ({DASHES[LINES[site.stream]]})" for site in shown]
     return f"{OUTSIDE}: {', '.join(names)}"
 
 
@@ -261,8 +261,8 @@ def _block_handles(blocks: list[str]) -> list[Line2D]:
 def _stream_handles(overview: Overview, sites: np.ndarray) -> list[Line2D]:
     from matplotlib.lines import Line2D
 
-    found = {overview.sites[i].stream for i in sites}
-    lines = [(LINES[stream], STREAMS[stream]) for stream in STREAMS if stream in found]
+    drawn = {overview.sites[i].stream for i in sites}
+    lines = [(LINES[stream], STREAMS[stream]) for stream in STREAMS if stream in drawn]
     return [Line2D([], [], color="black", ls=line, label=label) for line, label in lines]
 
 

@@ -40,17 +40,17 @@ def panels_of(sites: Sequence[Site], values: np.ndarray) -> dict[str, Panel]:
     order = sorted(range(len(sites)), key=lambda i: list(STREAMS).index(sites[i].stream))
     rows = {layer(sites[i]): sites[i] for i in reversed(order) if sites[i].place in PLACES}
     names = list(reversed(rows))
-    made: dict[str, Panel] = {}
+    panels: dict[str, Panel] = {}
     for place in PLACES:
         cells = np.full((len(names), values.shape[1]), np.nan)
         members = [i for i in order if sites[i].place == place]
         cells[[names.index(layer(sites[i])) for i in members]] = values[members]
         if members:
-            made[place] = [rows[name] for name in names], cells
+            panels[place] = [rows[name] for name in names], cells
     outside = [i for i in range(len(sites)) if sites[i].place not in PLACES]
     if outside:
-        made[OUTSIDE] = [sites[i] for i in outside], values[outside]
-    return made
+        panels[OUTSIDE] = [sites[i] for i in outside], values[outside]
+    return panels
 
 
 def layer(site: Site) -> str:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taqdit.errors import ConfigError
-from taqdit.plots.drawing import Drawing
-from taqdit.plots.kinds import Of, Sampled, Traced, TracedLayer
+from taqdit.plots.drawing import Drawing, Of, Sampled, Traced, TracedLayer
 from taqdit.plots.options import PlotOptions, fits
 
 if TYPE_CHECKING:

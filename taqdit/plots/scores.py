@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taqdit.analysis.scores import FITTED, ROUGH
-from taqdit.plots.kinds import FigureKind, Of
+from taqdit.plots.drawing import FigureKind, Of
 from taqdit.plots.style import BLUE, PAGE, integer_ticks, new_figure, series_look, style
 from taqdit.plots.ticks import log_marks
 from taqdit.quantizer import BITS

@@ -56,15 +56,15 @@ def rendered(
     figure: Figure, table: Mapping[str, Any], *, formats: Sequence[str] = ("png", "svg")
 ) -> dict[str, bytes]:
     """The files of a figure by suffix: the formats, then `csv`, its numbers by column."""
-    made = {}
+    files = {}
     for kind in formats:
         buffer = io.BytesIO()
         with style(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # the CSV has the text
             figure.savefig(buffer, format=kind, metadata=_METADATA.get(kind))
         figure.set_layout_engine("none")  # what was placed for one format stays for the next
-        made[kind] = buffer.getvalue()
-    return {**made, "csv": _csv(table).encode()}
+        files[kind] = buffer.getvalue()
+    return {**files, "csv": _csv(table).encode()}
 
 
 def publish_csv(path: Path, table: Mapping[str, Any]) -> None:

@@ -23,20 +23,20 @@ def save_all(
     stored: RunFigures | None,
 ) -> list[Drawn]:
     """Save each figure below `folder/figures` and log it; draw those that are not stored."""
-    made = []
+    drawn = []
     for drawing in drawings:
         make_folder(folder / "figures")
-        kept = stored and (stored.shared if drawing.shared else stored.own)
-        files = kept.get(drawing.name) if kept else None
+        stage = stored and (stored.shared if drawing.shared else stored.own)
+        files = stage.get(drawing.name) if stage else None
         if files is None:
             figure, table = drawing.draw()
             files = rendered(figure, table, formats=formats)
-            if kept:
-                kept.put(drawing.name, files)
+            if stage:
+                stage.put(drawing.name, files)
         paths = []
         for suffix in (*formats, "csv"):
             paths.append(folder / "figures" / f"{drawing.name}.{suffix}")
             publish_bytes(paths[-1], files[suffix])
         tracker.image(f"figures/{drawing.name}", paths[0], caption=drawing.title)
-        made.append(Drawn(drawing.name, drawing.heading, drawing.title, tuple(paths)))
-    return made
+        drawn.append(Drawn(drawing.name, drawing.heading, drawing.title, tuple(paths)))
+    return drawn
