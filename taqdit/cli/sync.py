@@ -9,7 +9,6 @@ from pathlib import Path
 from taqdit import config
 from taqdit.config.arguments import Arguments
 from taqdit.errors import ConfigError, InputError, StorageError
-from taqdit.report.run_folder import RunFolder
 from taqdit.tracking.credentials import key_configured
 from taqdit.tracking.upload import is_uploaded, offline_runs, upload
 
@@ -47,7 +46,8 @@ def _upload(files: list[Path]) -> None:
 
 def _has_ended(file: Path) -> bool:
     """Whether no process writes the run any more: W&B would take the part for the whole."""
-    return RunFolder(file.parents[2]).is_over
+    run = file.parents[2]
+    return (run / "summary.json").exists() or not (run / "run.json").exists()
 
 
 def _is_named(file: Path, named: Sequence[Path]) -> bool:

@@ -86,11 +86,6 @@ class RunFolder:
         """Whether a run has begun or ended in it."""
         return any((self.path / name).is_file() for name in (RECORD, SUMMARY))
 
-    @property
-    def is_over(self) -> bool:
-        """Whether no run that began in it is still at work, as far as its documents tell."""
-        return (self.path / SUMMARY).exists() or not (self.path / RECORD).exists()
-
 
 def shaped(value: Any, shape: Any, name: str = "it") -> Any:
     """A value of a document in the shape that is wanted of it. ValueError if it has another one.
