@@ -15,9 +15,9 @@ import taqdit as package
 from taqdit.errors import InputError
 from taqdit.report import comparison
 from taqdit.report.comparison import drawings, side_by_side
+from taqdit.report.comparison.pairs import Pair
 from taqdit.report.comparison.side_by_side import compare, read
 from taqdit.report.comparison.table import table
-from taqdit.report.comparison.verdict import Pair
 
 GRID = ("schedule.num_steps=4", "sampler.num_trajectories=4", "sampler.batch_size=2")
 QUIET = ("plots=none", "tracking=none", "preflight=off")

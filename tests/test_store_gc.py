@@ -20,6 +20,7 @@ from ledger import shows
 
 from taqdit.cli.verbs import dispatch
 from taqdit.errors import ConfigError, CorruptError, InputError, StorageError
+from taqdit.report.run_folder import RunFolder
 from taqdit.run import launch
 from taqdit.runs.api import open_run
 from taqdit.runs.record import publish_pointers, publish_record
@@ -29,7 +30,6 @@ from taqdit.store.aside import claim_of, put_back, rename_away
 from taqdit.store.claim import claim
 from taqdit.store_tools import Survey, find_store, garbage, verify
 from taqdit.store_tools import gc as store_gc
-from taqdit.store_tools import runs_found as survey_runs
 from taqdit.store_tools.garbage import find_garbage, remove_all
 from taqdit.store_tools.remedies import commands
 from taqdit.store_tools.repair import repair_stages
@@ -813,10 +813,8 @@ def test_runs_are_read_a_few_times_for_all_removals(lab, use_disk, monkeypatch):
     for number in range(12):
         lab.stage("weights", of=number)
     lab.run()
-    read, count = survey_runs.read_record, []
-    monkeypatch.setattr(
-        survey_runs, "read_record", lambda path: (count.append(path), read(path))[1]
-    )
+    read, count = RunFolder.record, []
+    monkeypatch.setattr(RunFolder, "record", lambda run: (count.append(run), read(run))[1])
     monkeypatch.setattr(garbage, "BATCH", 5)
     lab.gc("--yes")
     assert not lab.folders()

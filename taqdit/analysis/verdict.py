@@ -39,16 +39,27 @@ def verdict(analysis: Analysis) -> dict[str, list[str]]:
 
 def difference(scores: Scores, one: int, other: int) -> str:
     """Whether two selections differ, in words, with the interval of the difference."""
-    apart, half = scores.losses.difference(one, other, DECIDING)
-    first, second = scores.rules[one], scores.rules[other]
+    names = scores.rules[one], scores.rules[other]
+    return pair_words(*names, *scores.losses.difference(one, other, DECIDING))
+
+
+def pair_words(one: str, other: str, apart: float, half: float, at: str = "") -> str:
+    """`a is better than b at k = 8 by 0.200 dB +- 0.050`: `one` loses `apart` dB more than `other`,
+    with `half` an interval (not finite: not known); `at` says where."""
     by = f"{abs(apart):.3f} dB"
     if not np.isfinite(half):
-        return f"{first} and {second}: {by} apart, too few folds of trajectories for an interval"
+        return f"{one} and {other}: {by} apart, too few folds of trajectories for an interval"
     by += f" +- {half:.3f}"
-    if not scores.losses.differ(one, other, DECIDING):
-        return f"{first} and {second} do not differ beyond their interval: {by}"
-    better, worse = (first, second) if apart < 0 else (second, first)
-    return f"{better} is better than {worse} by {by}"
+    if abs(apart) <= half:
+        return f"{one} and {other} do not differ beyond their interval{at}: {by}"
+    better, worse = (one, other) if apart < 0 else (other, one)
+    return f"{better} is better than {worse}{at} by {by}"
+
+
+def loss_words(loss: float, low: float, high: float) -> str:
+    """`loses 0.020 dB [0.010, 0.030]`; without the interval where it is not known (not finite)."""
+    interval = f" [{low:.3f}, {high:.3f}]" if np.isfinite(high) else ""
+    return f"loses {loss:.3f} dB{interval}"
 
 
 def _heading(comparison: SelectionComparison) -> str:
@@ -102,15 +113,16 @@ def _own(scores: Scores) -> str:
 def _enough(comparison: SelectionComparison) -> str:
     """The least budget with which any rule, and the most usual one, loses at most ENOUGH; rules
     that were chosen from the same statistics do not count."""
-    found = [(curve.enough(ENOUGH), curve.rule) for curve in comparison.curves if not curve.fitted]
-    reached = [(count, rule) for count, rule in found if count is not None]
+    curves = [curve for curve in comparison.curves if not curve.fitted]
+    needs = [(curve.enough(ENOUGH), curve.rule) for curve in curves]
+    reached = [(count, rule) for count, rule in needs if count is not None]
     if not reached:
         return f"no compared rule loses less than {ENOUGH:g} dB at any budget"
     count, rule = min(reached, key=lambda pair: pair[0])
     text = f"{count:g} steps per trajectory of {rule} lose at most {ENOUGH:g} dB"
     if rule == _ASKED[0]:
         return text
-    usual = [count for count, rule in found if rule == _ASKED[0]]
+    usual = [count for count, rule in needs if rule == _ASKED[0]]
     if not usual:
         return text
     if usual[0] is None:
@@ -147,10 +159,8 @@ def _phases(drift: Drift) -> str:
 
 
 def _loss(scores: Scores, place: int) -> str:
-    """`loses 0.02 dB [0.01, 0.03]`."""
-    low, high = scores.loss_low[place, _WIDTH], scores.loss_high[place, _WIDTH]
-    interval = f" [{low:.3f}, {high:.3f}]" if np.isfinite(high) else ""
-    return f"loses {scores.loss[place, _WIDTH]:.3f} dB{interval}"
+    at = place, _WIDTH
+    return loss_words(scores.loss[at], scores.loss_low[at], scores.loss_high[at])
 
 
 def _names(scores: Scores, places: Sequence[int]) -> str:

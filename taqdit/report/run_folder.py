@@ -10,13 +10,14 @@ from typing import Any
 
 from taqdit.errors import CorruptError, InputError
 from taqdit.prompts.options import Prompts
-from taqdit.store.digest import read_object
+from taqdit.store.digest import MAX_DOCUMENT, read_object
 
 RECORD, SUMMARY, ANALYSIS = "run.json", "summary.json", "analysis.json"
 OVERRIDES, COMPOSED = ".hydra/overrides.yaml", ".hydra/config.yaml"  # as Hydra leaves them
 EARLIER = "earlier"  # in run.json: what it names of former runs in the folder
 OK = "ok"  # status of a run that went well
 MOST_TRAJECTORIES = 2**20  # as sampler.num_trajectories may be
+_MOST = {ANALYSIS: 2**26}  # bytes; that of 300 sites at 300 steps has 8 million
 _RESTORE = "restore it, or remove the folder of this run"
 _RECORD = {  # what every verb reads of run.json; older ones lack `imported..`
     "config": dict,
@@ -34,6 +35,10 @@ class RunFolder:
 
     path: Path
 
+    def document(self, name: str) -> dict[str, Any]:
+        """The JSON object in one of its files. OSError or ValueError if it cannot be read."""
+        return read_object(self.path / name, most=_MOST.get(name, MAX_DOCUMENT))
+
     def record(self) -> dict[str, Any]:
         """run.json, of a run that has finished or not: what `taqdit.runs.record.run_record` makes.
 
@@ -41,7 +46,7 @@ class RunFolder:
         """
         path = self.path / RECORD
         try:
-            record = {"imported": None, "imported_statistics": None} | read_object(path)
+            record = {"imported": None, "imported_statistics": None} | self.document(RECORD)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(f"{self.path} is no run's folder: it has no {RECORD}") from error
         except (OSError, ValueError) as error:
@@ -58,7 +63,7 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         """summary.json. InputError if there is none, CorruptError if it is no JSON object."""
         try:
-            return read_object(self.path / SUMMARY)
+            return self.document(SUMMARY)
         except FileNotFoundError as error:
             raise InputError(f"{self.path} is no finished run: it has no {SUMMARY}") from error
         except (OSError, ValueError) as error:
@@ -67,7 +72,7 @@ class RunFolder:
     def legible(self, name: str) -> dict[str, Any]:
         """The document of this name; {} where it cannot be read."""
         try:
-            return read_object(self.path / name)
+            return self.document(name)
         except (OSError, ValueError):
             return {}
 
@@ -81,23 +86,18 @@ class RunFolder:
         """Whether a run has begun or ended in it."""
         return any((self.path / name).is_file() for name in (RECORD, SUMMARY))
 
-    @property
-    def is_over(self) -> bool:
-        """Whether no run that began in it is still at work, as far as its documents tell."""
-        return (self.path / SUMMARY).exists() or not (self.path / RECORD).exists()
-
 
 def shaped(value: Any, shape: Any, name: str = "it") -> Any:
     """A value of a document in the shape that is wanted of it. ValueError if it has another one.
 
-    A shape is a type; `(shape,)`, that or null; `[shape]`, a list of such; `{str: shape}`, an
-    object of such; `{"key": shape, ..}`, an object with these keys: one that is absent counts as
-    null, and others are left out. A number (float) that is not finite becomes None.
+    A shape is a type; `(shape,)`, that or null; `[shape]`, a list of such, as a tuple;
+    `{str: shape}`, an object of such; `{"key": shape, ..}`, an object with these keys: one that is
+    absent counts as null, others are left out. A float that is not finite becomes None.
     """
     if isinstance(shape, tuple):
         return None if value is None else shaped(value, shape[0], name)
     if isinstance(shape, list) and isinstance(value, list):
-        return [shaped(item, shape[0], name) for item in value]
+        return tuple(shaped(item, shape[0], name) for item in value)
     if isinstance(shape, dict) and isinstance(value, dict):
         shapes = dict.fromkeys(value, shape[str]) if str in shape else shape
         return {key: shaped(value.get(key), inner, key) for key, inner in shapes.items()}

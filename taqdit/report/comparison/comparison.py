@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from taqdit.plots.drawing import Drawn
+from taqdit.report.comparison.pairs import CRITERION, Pair
 from taqdit.report.comparison.table import Row, comparable
-from taqdit.report.comparison.verdict import CRITERION, Pair
 from taqdit.report.html import SortableTable
 
 HTML = "comparison.html"

@@ -147,11 +147,11 @@ def _median_range(step: StepStatistics) -> float:
 
 
 def _stage(run: RunResult, name: str) -> Stage:
-    mark = run.marks.get(name)
-    found = Stage.find(run.store, name, mark) if mark and run.store else None
-    if found is None:
+    fingerprint = run.fingerprints.get(name)
+    stage = Stage.find(run.store, name, fingerprint) if fingerprint and run.store else None
+    if stage is None:
         raise InputError(f"the store holds no {name} of the run")
-    return found
+    return stage
 
 
 def _ticks(curves: Sequence[tuple[Group, plots.RangeCurve]]) -> list[plots.Ticks]:
@@ -197,8 +197,9 @@ def _pictures(rows: Sequence[Row], notes: list[str]) -> tuple[list[_Column], int
     """
     first: dict[str, Row] = {}
     for row in rows:
-        if (mark := row.run.marks.get("trajectories")) and config_value(row.run, "sampler.images"):
-            first.setdefault(mark, row)
+        fingerprint = row.run.fingerprints.get("trajectories")
+        if fingerprint and config_value(row.run, "sampler.images"):
+            first.setdefault(fingerprint, row)
     sets, columns = list(first.values()), []
     places = np.linspace(0, len(sets) - 1, min(len(sets), COLUMNS)).round().astype(int)
     for row in [sets[place] for place in places]:

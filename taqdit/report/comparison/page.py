@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from taqdit.quantizer import BITS
-from taqdit.report.comparison.result import OK
+from taqdit.report.comparison.pairs import DECIDING, Pair
 from taqdit.report.comparison.table import Row
-from taqdit.report.comparison.verdict import DECIDING, Pair
 from taqdit.report.figures import Drawn
 from taqdit.report.html import Cell, FigureEntry, Report, SortableTable
+from taqdit.report.run_folder import OK
 from taqdit.report.run_page import PAGE
 from taqdit.store.disk import relative
 

@@ -16,10 +16,10 @@ from taqdit.plots.style import publish_csv
 from taqdit.report.comparison.comparison import Comparison, as_json
 from taqdit.report.comparison.drawings import loss_drawings, store_drawings
 from taqdit.report.comparison.page import CSV, failures, page, pairs_table, runs_table
+from taqdit.report.comparison.pairs import CRITERION, MARKS, overall, pairs, words
 from taqdit.report.comparison.result import RunResult, read
 from taqdit.report.comparison.table import Group, Row, groups, table
 from taqdit.report.comparison.tracked import track
-from taqdit.report.comparison.verdict import CRITERION, MARKS, overall, pairs, words
 from taqdit.report.figures import Drawn, save_all
 from taqdit.report.html import render
 from taqdit.store import make_folder, publish_bytes, publish_json

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from taqdit.report.comparison.result import OK, RunResult
+from taqdit.report.comparison.result import RunResult
+from taqdit.report.run_folder import OK
 
 Value = str | float | int | bool | None
 AXES = ("model", "schedule.num_steps", "sampler.cfg_scale", "timestep_selection")
@@ -112,9 +113,9 @@ def comparable(run: RunResult) -> dict[str, Any]:
 
 
 def _set(run: RunResult) -> str:
-    marks = [run.marks.get(name) for name in ("trajectories", "statistics")]
+    fingerprints = [run.fingerprints.get(name) for name in ("trajectories", "statistics")]
     weighting = config_value(run, "analysis.weighting")
-    return json.dumps([marks, run.extent, weighting], sort_keys=True, default=str)
+    return json.dumps([fingerprints, run.extent, weighting], sort_keys=True, default=str)
 
 
 def _overridden(run: RunResult) -> dict[str, str]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from taqdit.config import build
 from taqdit.quantizer import BITS
-from taqdit.report.comparison.result import OK
 from taqdit.report.comparison.table import Row
 from taqdit.report.html import Cell, SortableTable
+from taqdit.report.run_folder import OK
 from taqdit.store import canonical_json
 from taqdit.tracking.groups import run_date, sweep_group
 from taqdit.tracking.options import Tracker, TrackingOptions

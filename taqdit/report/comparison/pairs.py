@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from taqdit.analysis.scores import FITTED, ROUGH
+from taqdit.analysis.verdict import loss_words, pair_words
 from taqdit.quantizer import BITS
 from taqdit.report.comparison.result import Selected
 from taqdit.report.comparison.table import Group, Row
@@ -60,27 +61,13 @@ class Pair:
         return self.one if self.difference < 0 else self.other
 
     def __str__(self) -> str:
-        by = f"{abs(self.difference):.3f} dB"
-        one, other = (
-            f"{name}{at}" for name, at in zip((self.one, self.other), self._at, strict=True)
-        )
-        if self.half_width is None:
-            return f"{one} and {other}: {by} apart, too few folds for an interval"
-        by += f" +- {self.half_width:.3f}"
-        if not self.differ:
-            return f"{one} and {other} do not differ beyond their interval{self._both}: {by}"
-        better, worse = (one, other) if self.better == self.one else (other, one)
-        return f"{better} is better than {worse}{self._both} by {by}"
-
-    @property
-    def _at(self) -> tuple[str, str]:
-        """The budgets behind the names, where they differ."""
-        same = self.points[0] == self.points[1]
-        return ("", "") if same else (f" (k = {self.points[0]:g})", f" (k = {self.points[1]:g})")
-
-    @property
-    def _both(self) -> str:
-        return f" at k = {self.points[0]:g}" if self.points[0] == self.points[1] else ""
+        one, other, at = self.one, self.other, ""
+        if self.points[0] == self.points[1]:
+            at = f" at k = {self.points[0]:g}"
+        else:  # the budgets behind the names
+            one, other = (f"{one} (k = {self.points[0]:g})", f"{other} (k = {self.points[1]:g})")
+        half = math.nan if self.half_width is None else self.half_width
+        return pair_words(one, other, self.difference, half, at)
 
 
 def pairs(group: Group, bits: int = DECIDING) -> list[Pair]:
@@ -92,7 +79,7 @@ def pairs(group: Group, bits: int = DECIDING) -> list[Pair]:
     ]
 
 
-def words(group: Group, found: Sequence[Pair]) -> list[str]:
+def words(group: Group, paired: Sequence[Pair]) -> list[str]:
     """The verdict on one group: every pair if there are few, else all against the best."""
     width = BITS.index(DECIDING)
     known = _selections(group, width)
@@ -107,12 +94,12 @@ def words(group: Group, found: Sequence[Pair]) -> list[str]:
     ]
     if equal:
         lines[0] += f", and so {'does' if len(equal) == 1 else 'do'} {listed(equal, NAMED)}"
-    if len({each.points for each in known.values()}) > 1:
+    if len({selection.points for selection in known.values()}) > 1:
         lines[0] += "; the budgets differ"
         lines += _at_the_usual_budget(known, best, width)
-    if len(found) <= FEW:
-        return [*lines, *(str(pair) for pair in found), *_other_widths(group)]
-    with_best = {pair.other if pair.one == best else pair.one: pair for pair in found
+    if len(paired) <= FEW:
+        return [*lines, *(str(pair) for pair in paired), *_other_widths(group)]
+    with_best = {pair.other if pair.one == best else pair.one: pair for pair in paired
                  if best in (pair.one, pair.other)}  # fmt: skip
     order = sorted(with_best, key=lambda name: known[name].loss_db[width] or 0.0)
     alike = [name for name in order if not with_best[name].differ]
@@ -120,8 +107,8 @@ def words(group: Group, found: Sequence[Pair]) -> list[str]:
     for text, members in (("do not differ from it beyond the interval", alike), ("worse", worse)):
         if members:
             lines.append(f"{text}: {_listed(known, members, width)}")
-    apart = sum(pair.differ for pair in found)
-    lines.append(f"of all {len(found)} pairs {apart} differ beyond their interval")
+    apart = sum(pair.differ for pair in paired)
+    lines.append(f"of all {len(paired)} pairs {apart} differ beyond their interval")
     return [*lines, *_other_widths(group)]
 
 
@@ -220,21 +207,18 @@ def _name(group: Group, row: Row) -> str:
 
 
 def _apart(one: Selected, other: Selected, width: int) -> tuple[float, float | None]:
-    losses, halves = (
-        (a[width], b[width])
-        for a, b in ((one.loss_db, other.loss_db), (one.half_width_db, other.half_width_db))
-    )
-    difference = (losses[0] or 0.0) - (losses[1] or 0.0)
-    if halves[0] is None or halves[1] is None:
+    """How much more `one` loses, dB, and half of the interval of that."""
+    difference = (one.loss_db[width] or 0.0) - (other.loss_db[width] or 0.0)
+    half, other_half = one.half_width_db[width], other.half_width_db[width]
+    if half is None or other_half is None:
         return difference, None
-    return difference, math.hypot(halves[0], halves[1])
+    return difference, math.hypot(half, other_half)
 
 
 def _loss(selection: Selected, width: int) -> str:
-    """`loses 0.141 dB [0.108, 0.174]`."""
     loss, half = selection.loss_db[width] or 0.0, selection.half_width_db[width]
-    interval = "" if half is None else f" [{max(loss - half, 0):.3f}, {loss + half:.3f}]"
-    return f"loses {loss:.3f} dB{interval}"
+    half = math.nan if half is None else half
+    return loss_words(loss, max(loss - half, 0), loss + half)
 
 
 def _listed(known: dict[str, Selected], names: Sequence[str], width: int) -> str:
