@@ -8,7 +8,6 @@ import io
 import json
 import math
 import re
-import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -523,9 +522,8 @@ def test_the_tracker_gets_finite_numbers_and_the_tables(first):
     assert len(tables["analysis/weights"]["rows"]) == 89
 
 
-def test_a_wandb_that_fails_costs_no_analysis(first, again, monkeypatch, caplog):
-    broken = wandb_stub.FakeWandb("log", "raise")
-    monkeypatch.setitem(sys.modules, "wandb", broken)
+def test_a_wandb_that_fails_costs_no_analysis(first, again, tmp_path, monkeypatch, caplog):
+    broken = wandb_stub.Fake(tmp_path / "fake", "log", "raise", patch=monkeypatch)
     run = again(quiet=("plots=none", "tracking=wandb", "tracking.mode=offline"))
     assert broken.calls.count("log") == 1
     assert "from here on events.jsonl alone" in caplog.text

@@ -825,8 +825,8 @@ FAULTS = {
 
 def processes(*words):
     """Ids of the processes whose command line holds all the words."""
-    lines = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True)
-    found = [line.split(None, 1) for line in lines.stdout.splitlines()]
+    lines = subprocess.check_output(["ps", "-eww", "-o", "pid=,args="], text=True).splitlines()
+    found = [line.split(None, 1) for line in lines]
     return [int(pid) for pid, line in found if all(word in line for word in words)]
 
 
@@ -902,7 +902,7 @@ def test_the_key_is_in_no_command_line(tmp_path):
     (folder := tmp_path / "run").mkdir()
     code = RUN.replace("=1.0", "=20.0") + (
         "import subprocess\n"
-        "print(subprocess.run(['ps', '-eo', 'args='], capture_output=True, text=True).stdout)\n"
+        "print(subprocess.check_output(['ps', '-eww', '-o', 'args='], text=True))\n"
         "tracker.finish(ok=True)\n"
     )
     done = python(code, folder, path=fake.folder, WANDB_API_KEY=KEY)

@@ -306,15 +306,11 @@ def track(folder, server, how, monkeypatch):
         done = python("-m", "wandb", "sync", str(run), home=os.environ["HOME"], **environment)
         assert done.returncode == 0, done.stderr
         return
-    import wandb
-
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    wandb.teardown()  # the settings of earlier tests
     tracker = start(tracking.auto(), folder)
     tell(tracker, folder)
     tracker.finish(ok=True)
-    wandb.teardown()
 
 
 @pytest.mark.parametrize("how", ["online", "sync"])
@@ -397,11 +393,10 @@ def much(tracker, *, steps, sites, bins):
         )
 
 
-def test_the_queue_holds_a_whole_run_that_wandb_is_slow_to_begin(folder, monkeypatch, caplog):
-    wandb = wandb_stub.FakeWandb("init", "hang")
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    tracker = start(offline(), folder)
-    assert wandb.hanging.wait(60)
+def test_a_whole_run_waits_for_a_wandb_that_is_slow_to_begin(folder, tmp_path, monkeypatch, caplog):
+    wandb = wandb_stub.Fake(tmp_path / "fake", "init", "hang", patch=monkeypatch)
+    tracker = start(offline(init_timeout=60.0), folder)
+    wandb.wait()
     much(tracker, steps=100, sites=191, bins=2)
     for step in range(31):
         tracker.scalars({"latent/mean": 0.0}, axis=axis(step))
@@ -411,7 +406,7 @@ def test_the_queue_holds_a_whole_run_that_wandb_is_slow_to_begin(folder, monkeyp
         tracker.image(f"figures/{i}", folder / "heatmap.png")
     tracker.table("sites", ["site"], [["a"]])
     assert wandb.rows == []
-    wandb.release.set()
+    wandb.release()
     tracker.finish(ok=True)
     assert len(wandb.rows) == 100 + 31 + 6 + 60 + 1
     assert words_of(caplog) == []

@@ -375,14 +375,22 @@ def test_sync_uploads_what_waits_and_nothing_twice(taqdit, tmp_path):
     with wandb_stub.Server() as server:
         known = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": wandb_stub.SECRET}
         known |= {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
-        first = taqdit("sync", str(tmp_path / "outputs" / "sweeps"), **known)
+        sweeps = tmp_path / "outputs" / "sweeps"
+        first = taqdit("sync", str(sweeps), **known)
         assert first.returncode == 0, first.stderr
-        assert first.stdout == "1 uploaded, 0 were already\n"
+        address = f"{server.url}/tester/taqdit/runs"
+        assert first.stdout == (
+            f"uploaded: {sweeps / '2026-01-01/s/0'} -> {address}/0\n1 uploaded, 0 were already\n"
+        )
         assert server.column("a") == [1.0]
         second = taqdit("sync", **known)
-        assert second.stdout == "1 uploaded, 1 were already\n"
+        assert second.stdout.endswith(f" -> {address}/r1\n1 uploaded, 1 were already\n")
         assert server.column("a") == [1.0, 1.0]
+        assert taqdit("sync", **known).stdout == "0 uploaded, 2 were already\n"
         assert wandb_stub.SECRET not in first.stdout + first.stderr
+        assert sorted(server.runs) == ["0", "r1"]
+    (file,) = (tmp_path / "outputs" / "runs").rglob("*.wandb")
+    assert upload.OfflineRun(file).uploaded  # `wandb sync` leaves it out, too
 
 
 def waiting(folder, *, ended):
@@ -399,9 +407,14 @@ def waiting(folder, *, ended):
 
 @pytest.fixture
 def taken(monkeypatch, tmp_path):
-    """The files that were handed to W&B, all of which it took."""
+    """The files that were handed to `wandb sync`, all of which it took."""
     files = []
-    monkeypatch.setattr(sync_verb, "upload", lambda found: files.extend(found) or [])
+
+    def take(run):
+        files.append(run.file)
+        return "", ""
+
+    monkeypatch.setattr(upload.OfflineRun, "upload", take)
     monkeypatch.setenv("WANDB_API_KEY", wandb_stub.SECRET)
     monkeypatch.chdir(tmp_path)
     return files
@@ -435,13 +448,13 @@ def test_sync_without_runs_needs_no_key(tmp_path, monkeypatch, capsys):
         cli.dispatch(["sync", "nowhere"])
 
 
-def test_a_run_that_wandb_did_not_take_is_an_error(taken, tmp_path, monkeypatch):
+def test_a_run_that_wandb_did_not_take_is_an_error(taken, tmp_path, monkeypatch, capsys):
     file = waiting(tmp_path, ended=True)
-    monkeypatch.setattr(sync_verb, "upload", upload.upload)
-    monkeypatch.setattr(upload.subprocess, "run", lambda *_, **__: None)
-    with pytest.raises(StorageError, match=r"took 0 of 1 runs, not .*offline-run-1-r"):
+    monkeypatch.setattr(upload.OfflineRun, "upload", lambda run: ("", "no"))
+    with pytest.raises(StorageError, match="took 0 of 1 runs, not outputs/runs/r"):
         cli.dispatch(["sync"])
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    told = "not uploaded: outputs/runs/r: no\n0 uploaded, 0 were already\n"
+    assert capsys.readouterr().out == told
     monkeypatch.setattr(sync_verb, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="wandb is not installed"):
         cli.dispatch(["sync"])

@@ -216,10 +216,10 @@ class Mirror:
         return wandb.init(
             project=place.get("project") or "taqdit",
             entity=place.get("entity"),
-            dir=str(info.folder),
+            dir=options.scratch or str(info.folder),
             mode="online" if options.online else "offline",
             id=info.run_id,
-            resume=None if options.anew else "never",
+            resume=None if options.scratch else "never",
             name=info.name,
             group=info.group,
             job_type=info.job_type and info.job_type[:MAX_NAME],

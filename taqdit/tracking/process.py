@@ -27,14 +27,15 @@ _NOT_OURS = ("WANDB_SERVICE", "WANDB_MODE", "WANDB_RESUME")
 
 @dataclass(frozen=True)
 class MirrorOptions:
-    """How a run gets to W&B, and for how many seconds to wait for it. `anew` replaces what W&B has
-    of the run so far, instead of refusing an id that it knows."""
+    """How a run gets to W&B, and for how many seconds to wait for it. With a `scratch` folder,
+    where W&B's own files go, what it has of the run so far is replaced; else an id that it knows
+    is refused, and its files go to the run's folder."""
 
     online: bool
     init_timeout: float
     call_timeout: float
     finish_timeout: float
-    anew: bool = False
+    scratch: str | None = None
 
 
 class MirrorProcess:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from taqdit.store import publish_bytes, read_journal
 from taqdit.tracking.local import EVENTS, follow, run_info, runs_in
@@ -15,9 +16,7 @@ from taqdit.tracking.mirror import STATE
 from taqdit.tracking.process import MirrorOptions, MirrorProcess
 from taqdit.tracking.tracker import RunInfo
 
-PATIENCE = MirrorOptions(
-    online=True, init_timeout=60, call_timeout=3600, finish_timeout=3600, anew=True
-)
+START, PATIENCE = 60.0, 3600.0  # seconds that W&B may take to answer, and for all of a run
 
 
 @dataclass
@@ -63,11 +62,13 @@ class RecordedRun:
     def upload(self) -> tuple[str, str]:
         """Hand all of it to W&B under its own id, which replaces what W&B has of it. Returns its
         address, and what went wrong."""
-        mirror = MirrorProcess(self.folder, self.info.run_id, PATIENCE)
-        try:
-            mirror.finish()
-        finally:
-            mirror.stop("interrupted")
+        with TemporaryDirectory(prefix="taqdit-sync-", ignore_cleanup_errors=True) as scratch:
+            options = MirrorOptions(True, START, PATIENCE, PATIENCE, scratch)
+            mirror = MirrorProcess(self.folder, self.info.run_id, options)
+            try:
+                mirror.finish()
+            finally:
+                mirror.stop("interrupted")
         if mirror.whole:
             for file in self.offline:
                 publish_bytes(_mark(file), b"")

@@ -1,8 +1,6 @@
 """Whole runs with a W&B that fails or hangs in each of its calls: same bytes, all is on record."""
 
 import json
-import sys
-import threading
 import time
 
 import pytest
@@ -16,9 +14,9 @@ SETTINGS = [s for s in ANALYTIC if not s.startswith("tracking")]
 PATIENCE = (
     "tracking=wandb",
     "tracking.mode=offline",
-    "tracking.init_timeout=0.3",
-    "tracking.call_timeout=0.3",
-    "tracking.finish_timeout=0.5",
+    "tracking.init_timeout=5.0",
+    "tracking.call_timeout=1.0",
+    "tracking.finish_timeout=2.0",
 )
 
 
@@ -43,15 +41,10 @@ def reference(tmp_path):
     "P15", "W&B raises or hangs in init, log, log_artifact, finish: the run is unharmed", trials=1
 )
 def test_a_run_is_unharmed(tmp_path, monkeypatch, caplog, reference, where, how):
-    release = threading.Event()
-    fake = wandb_stub.FakeWandb(where, how, release)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
+    fake = wandb_stub.Fake(tmp_path / "fake", where, how, patch=monkeypatch)
     began = time.monotonic()
-    try:
-        run = package.launch([*SETTINGS, *PATIENCE, f"output_dir={tmp_path / 'mine'}"])
-    finally:
-        release.set()
-    assert time.monotonic() - began < 50  # it would hang for 60
+    run = package.launch([*SETTINGS, *PATIENCE, f"output_dir={tmp_path / 'mine'}"])
+    assert time.monotonic() - began < 50  # it would hang for ever
     assert run.summary["status"] == "ok"
     assert fake.calls.count(where) == 1
     files, lines = reference
