@@ -6,23 +6,24 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "taqdit"
-LEVELS = {
-    -1: ("errors",),  # open to all
-    0: ("backend", "store", "quantizer", "words"),
-    1: ("schedule", "sampler", "prompts", "timestep_selection", "tracking"),
-    2: ("activations",),
-    3: ("models", "tracer", "trajectories", "calibration", "analysis"),
-    4: ("plots",),
-    5: ("stages",),
-    6: ("config",),
-    7: ("report",),
-    8: ("runs",),
-    9: ("run",),
-    10: ("store_tools",),
-    11: ("cli",),
-    12: ("__main__",),
-}
-LEVEL = {module: level for level, modules in LEVELS.items() for module in modules}
+LEVELS = (  # a room imports rooms of lower levels only; those of one level meet above
+    {"errors"},
+    {"backend", "store", "quantizer", "words"},
+    {"schedule", "sampler", "prompts", "timestep_selection", "tracking"},
+    {"activations"},
+    {"models", "tracer", "trajectories", "calibration", "analysis"},
+    {"plots"},
+    {"stages"},
+    {"config"},
+    {"report"},
+    {"runs"},
+    {"run"},
+    {"store_tools"},
+    {"cli"},
+)
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+DOORS = {"__init__", "__main__"}  # the package's lazy names; `python -m taqdit`
+MOST_ROOMS, MOST_LINES = 28, 300
 ONLY = {  # a foreign library and the one module that may import it
     "mlx": {"backend"},
     "diffusionkit": {"models"},
@@ -40,63 +41,122 @@ ONLY = {  # a foreign library and the one module that may import it
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def module_of(path: Path) -> str:
-    """The top-level module of the package that a file belongs to."""
+def room_of(path: Path) -> str:
+    """The room that a file belongs to: a package or a single file below taqdit/."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def module_of(path: Path) -> str:
+    """'taqdit.store.disk'; of a package's face the package's name."""
+    parts = ("taqdit", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, wherever in the file."""
-    found = set()
+    """Every module, or name of a module, that a file imports, wherever in the file."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            if node.module == "taqdit":
-                found |= {f"taqdit.{alias.name}" for alias in node.names}
-    return found
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
 def type_checking_imports(path: Path) -> set[str]:
     """What a file imports for annotations only."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            found |= {each.module for each in node.body if isinstance(each, ast.ImportFrom)}
-    return found
+            names |= {each.module for each in node.body if isinstance(each, ast.ImportFrom)}
+    return names
 
 
-def own_imports(path: Path) -> set[str]:
-    """Modules of the package that a file imports, without those of its own module."""
+def rooms_imported(path: Path) -> set[str]:
+    """The rooms that a file imports from, without its own."""
     names = {name.split(".")[1] for name in imports(path) if name.startswith("taqdit.")}
-    return (names & set(LEVEL)) - {module_of(path)}
+    return (names & set(LEVEL)) - {room_of(path)}
 
 
-def test_every_module_has_a_level():
-    assert {module_of(path) for path in FILES} - {"__init__"} <= set(LEVEL)
+def files_imported(path: Path) -> set[str]:
+    """The modules of the package that a file imports; of `from taqdit.store import disk, Stage`
+    both the file `disk` and the face of the room."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            deeper = [f"{node.module}.{alias.name}" for alias in node.names]
+            names |= {name if name in MODULES else node.module for name in deeper}
+    return names & set(MODULES)
+
+
+def circles(arrows: dict[str, set[str]]) -> list[set[str]]:
+    """The sets of two or more nodes that reach one another."""
+    reach = {node: set(targets) for node, targets in arrows.items()}
+    for middle in reach:
+        for node, targets in reach.items():
+            if middle in targets:
+                reach[node] = targets | reach[middle]
+    both = {node: {o for o in reach[node] if node in reach.get(o, ())} for node in reach}
+    return [set(group) for group in {frozenset(group | {n}) for n, group in both.items() if group}]
+
+
+def test_every_room_has_a_level():
+    rooms = {room_of(path) for path in FILES} - DOORS
+    assert rooms == set(LEVEL)
+    assert len(rooms) <= MOST_ROOMS
+    assert len(LEVELS) <= 13
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_lower_levels_only(path):
-    if module_of(path) == "__init__":
-        return  # the package's lazy names
-    own = LEVEL[module_of(path)]
-    upwards = {name for name in own_imports(path) if LEVEL[name] >= own}
+def test_a_room_imports_lower_levels_only(path):
+    if room_of(path) in DOORS:
+        return
+    own = LEVEL[room_of(path)]
+    upwards = {name for name in rooms_imported(path) if LEVEL[name] >= own}
     assert not upwards, f"level {own} imports {upwards}"
+
+
+def test_files_import_one_another_in_no_circle():
+    """Imports for annotations and within functions are counted, too."""
+    assert not circles({module: files_imported(path) for module, path in MODULES.items()})
+
+
+def test_a_circle_is_seen():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [{"a", "b", "c"}]
+    assert not circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name == "__init__.py"], ids=module_of)
+def test_a_face_only_hands_names_on(path):
+    """And none with the name of one of its modules: it would hide that one."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if room_of(path) in DOORS:
+        return
+    assert {type(node) for node in tree.body} <= {ast.Import, ast.ImportFrom, ast.Assign, ast.Expr}
+    sources = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    handed = {
+        (f"{node.module}.{a.name}", a.asname or a.name) for node in sources for a in node.names
+    }
+    hiding = {name for origin, name in handed if origin not in MODULES}
+    assert not hiding & {p.stem for p in path.parent.iterdir() if p.suffix == ".py" or p.is_dir()}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_foreign_libraries_stay_behind_one_module(path):
     loaded = imports(path) - type_checking_imports(path)
     foreign = {name.split(".")[0] for name in loaded} & set(ONLY)
-    strays = {name for name in foreign if module_of(path) not in ONLY[name]}
+    strays = {name for name in foreign if room_of(path) not in ONLY[name]}
     assert not strays
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_stay_short(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 310
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -119,7 +179,7 @@ def test_files_are_written_by_the_store_alone():
     """No other module opens a file for writing or renames one into place."""
     writers = ("write_text", "write_bytes", "savez", "save_safetensors", "save_file")
     for path in FILES:
-        if module_of(path) == "store" or "train" in path.parts:
+        if room_of(path) == "store" or "train" in path.parts:
             continue  # npz opens members of the archive that publish hands it
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):

@@ -19,7 +19,7 @@ from taqdit.cli import rerun
 from taqdit.cli import sync as sync_verb
 from taqdit.cli import verbs as cli
 from taqdit.config import compose_config
-from taqdit.config.build import plain
+from taqdit.config.building import plain
 from taqdit.config.overrides import agrees, flatten, hides, spell
 from taqdit.errors import ConfigError, CorruptError, InputError, StorageError
 from taqdit.store.secrets import MASK

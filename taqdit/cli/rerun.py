@@ -11,7 +11,7 @@ from typing import Any
 from taqdit import config as configuration
 from taqdit.cli.differences import differences
 from taqdit.cli.verbs import checked_single_run
-from taqdit.config.build import plain
+from taqdit.config.building import plain
 from taqdit.config.overrides import agrees, flatten, hides, spell
 from taqdit.config.parser import Arguments
 from taqdit.errors import ConfigError, CorruptError, InputError

@@ -1,8 +1,16 @@
 """The configuration: schemas, composition, `build`, `check`, and the plan they end in."""
 
 from taqdit.config import schema  # registers the schemas
-from taqdit.config.build import OPTION_MODULES, build, resolve
-from taqdit.config.check import GROUPS, Checked, Problem, build_group, check, plan, raise_problems
+from taqdit.config.building import OPTION_MODULES, build, resolve
+from taqdit.config.checking import (
+    GROUPS,
+    Checked,
+    Problem,
+    build_group,
+    check,
+    plan,
+    raise_problems,
+)
 from taqdit.config.compose import (
     choices,
     compose_config,
@@ -14,7 +22,7 @@ from taqdit.config.compose import (
 )
 from taqdit.config.foreign import refuse_code
 from taqdit.config.launchers import gave_up, launcher_problems
-from taqdit.config.sweep_jobs import Callback, SweepJob, sweep_jobs
+from taqdit.config.sweeps import Callback, SweepJob, sweep_jobs
 
 __all__ = [
     "GROUPS",

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig
 
-from taqdit.config.check import Problem
+from taqdit.config.checking import Problem
 from taqdit.errors import ConfigError
 
 GROUP = "hydra/launcher"

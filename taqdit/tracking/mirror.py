@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from taqdit.store import Journal, make_folder
-from taqdit.tracking.local import follow, run_info, runs_in
+from taqdit.tracking.events import follow, run_info, runs_in
 from taqdit.tracking.process import MirrorOptions
 from taqdit.tracking.tracker import RunInfo
 from taqdit.words import spaced
@@ -147,6 +147,7 @@ class Mirror:
             getattr(self, event["kind"])(**fields)
 
     def scalars(self, axis: dict[str, Any], values: dict[str, Any]) -> None:
+        """The numbers of one point: a row."""
         along = next((x for x in X_AXES if x in axis), next(iter(axis), None))
         self._define(values, axis, along)
         self._log_row(axis | values)
@@ -154,6 +155,7 @@ class Mirror:
     def histograms(
         self, axis: dict[str, Any], along: str, scalars: dict[str, Any], values: dict[str, Any]
     ) -> None:
+        """The histograms and numbers of one point: a row."""
         self._define([*scalars, *values], axis, along)
         drawn = {
             name: self._wandb.Histogram(np_histogram=(found["counts"], found["edges"]))
@@ -162,20 +164,24 @@ class Mirror:
         self._log_row(axis | scalars | drawn)
 
     def curves(self, name: str, x_name: str, x: list[Any], ys: dict[str, list[Any]]) -> None:
+        """One chart of whole curves; none without points."""
         if x and ys:
             self._log_row({name: self._chart(name, x_name, x, ys)})
 
     def table(self, name: str, columns: list[Any], rows: list[Any]) -> None:
+        """Rows of plain values."""
         table = self._wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
         self._log_row({name: table})
 
     def image(self, name: str, path: str, caption: str) -> None:
+        """A picture, if its file is still there."""
         if Path(path).is_file():
             self._log_row({name: self._wandb.Image(path, caption=caption or None)})
         else:
             self._parent.say(note=f"{path} is not there any more")
 
     def artifact(self, name: str, type: str, path: str, metadata: dict[str, Any]) -> None:
+        """A reference to a file or folder."""
         made = self._reference(name, type, path, metadata)
         self._run.log_artifact(made, aliases=["latest"])
 
@@ -192,6 +198,7 @@ class Mirror:
             self._parent.say(note=f"{name} is not linked to this run ({describe(error)})")
 
     def summary(self, values: dict[str, Any]) -> None:
+        """Final values."""
         self._run.summary.update(values)
 
     def close(self, ok: bool) -> None:

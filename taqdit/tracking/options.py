@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from taqdit.errors import require
 from taqdit.store.secrets import mask_secrets
 from taqdit.tracking.credentials import MODES, resolve_mode
-from taqdit.tracking.local import LocalSink
+from taqdit.tracking.events import LocalSink
 from taqdit.tracking.process import MirrorOptions, WandbSink
 from taqdit.tracking.tracker import RunInfo, Tracker
 from taqdit.words import plain

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from taqdit.store import publish_bytes, read_journal
-from taqdit.tracking.local import EVENTS, follow, run_info, runs_in
+from taqdit.tracking.events import EVENTS, follow, run_info, runs_in
 from taqdit.tracking.mirror import STATE
 from taqdit.tracking.process import MirrorOptions, MirrorProcess
 from taqdit.tracking.tracker import RunInfo

@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from taqdit.analysis.selections import default_budget
-from taqdit.config.check import Problem, check
+from taqdit.config.checking import Problem, check
 from taqdit.config.compose import hydra_complains, one_line, without_hydra
 from taqdit.errors import ConfigError
 from taqdit.store.secrets import repeats_secret

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig
 
 from taqdit.activations.counts import MOST
 from taqdit.analysis.options import AnalysisOptions
-from taqdit.config.build import build, plain
+from taqdit.config.building import build, plain
 from taqdit.config.schema import RunConfig
 from taqdit.errors import ConfigError, InputError, TaqditError
 from taqdit.models.sites import site_paths
