@@ -27,7 +27,7 @@ from taqdit.analysis.profile import Profile, profile
 from taqdit.analysis.selections import step_weights
 from taqdit.errors import ConfigError, CorruptError
 from taqdit.stages.checks.check import TableCheck
-from taqdit.stages.context import StageContext, once, seal
+from taqdit.stages.context import StageContext, once, seal, stored
 from taqdit.stages.fingerprints import target
 from taqdit.stages.plan import Plan
 from taqdit.stages.source import source_digest, source_unchanged
@@ -106,11 +106,8 @@ class KeptAnalysis:
         return value
 
     def _stored(self, name: str, unpack: Callable[[Packed, Sequence[Site]], T]) -> T | None:
-        """What the store holds, read and verified once; None if it is not there. Moves a corrupt
-        file aside."""
-        values: list[T] = []
-        self._stage.valid([_file(name)], verify=lambda _: values.append(self._read(name, unpack)))
-        return values[0] if values else None
+        """What the store holds, read and verified once; None if it is not there."""
+        return stored(self._stage, _file(name), lambda: self._read(name, unpack))
 
     def _read(self, name: str, unpack: Callable[[Packed, Sequence[Site]], T]) -> T:
         shard = self._stage.read(_file(name), kind=KIND, index=name)

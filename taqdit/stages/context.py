@@ -132,6 +132,13 @@ class Waiting:
         self._since, self._told = time.monotonic(), False
 
 
+def stored(stage: Stage, name: str, read: Callable[[], T]) -> T | None:
+    """What `read` gives of a file; None if it is not there, or corrupt, and then moved aside."""
+    values: list[T] = []
+    stage.valid([name], verify=lambda _: values.append(read()))
+    return values[-1] if values else None
+
+
 def once(
     stage: Stage,
     unit: str,

@@ -9,6 +9,7 @@ from functools import partial
 
 from taqdit.activations import Layout, StepStatistics
 from taqdit.activations import step_shards as activations
+from taqdit.stages.context import stored
 from taqdit.store import Stage
 
 KEPT = 2  # checkpoints
@@ -78,7 +79,7 @@ class StepFiles:
     def part(self, number: int, step: int) -> StepStatistics | None:
         """What a batch adds to a step, if it is there and valid."""
         read = partial(activations.read_part, batch=number, step=step, layout=self.layout)
-        return self._valid(activations.part_name(number, step), lambda: read(self.stage))
+        return stored(self.stage, activations.part_name(number, step), lambda: read(self.stage))
 
     def publish(self, merging: Merging, step: int, level: Level) -> None:
         """Write a step that covers every batch, in place of its parts and checkpoints."""
@@ -121,10 +122,4 @@ class StepFiles:
     def _read(self, name: str, extent: int, step: int) -> StepStatistics | None:
         """A step as one of its files has it, if that is there and valid."""
         read = partial(activations.read_step, extent=extent, step=step, layout=self.layout)
-        return self._valid(name, lambda: read(self.stage, name))
-
-    def _valid(self, name: str, read: Callable[[], StepStatistics]) -> StepStatistics | None:
-        """What the file holds; None if it is not there, or corrupt, and then moved aside."""
-        values: list[StepStatistics] = []
-        self.stage.valid([name], verify=lambda _: values.append(read()))
-        return values[-1] if values else None
+        return stored(self.stage, name, lambda: read(self.stage, name))

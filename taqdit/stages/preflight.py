@@ -44,7 +44,8 @@ class Estimate:
     @property
     def total_bytes(self) -> int:
         """Everything that a run which reuses nothing writes."""
-        return sum(part.most_bytes for parts in self.parts.values() for part in parts)
+        every = [part for parts in self.parts.values() for part in parts]
+        return sum(part.nbytes * (1 + part.meanwhile) for part in every)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -26,11 +26,6 @@ class Part:
     meanwhile: int = 0
     words: str = ""
 
-    @property
-    def most_bytes(self) -> int:
-        """With what lies beside them."""
-        return self.nbytes * (1 + self.meanwhile)
-
 
 @dataclass(frozen=True, kw_only=True)
 class StageKind:

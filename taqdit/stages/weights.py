@@ -11,7 +11,7 @@ from taqdit.errors import CorruptError
 from taqdit.models.linears import linear_paths, linears
 from taqdit.quantizer import BITS
 from taqdit.stages.checks.check import TableCheck
-from taqdit.stages.context import StageContext, once, seal
+from taqdit.stages.context import StageContext, once, seal, stored
 from taqdit.stages.fingerprints import target
 from taqdit.stages.plan import Plan
 from taqdit.stages.stage_kind import StageKind
@@ -49,12 +49,11 @@ def weight_table(context: StageContext) -> WeightTable:
             report.made = len(layers)
             return analyse_weights(linears(context.model.mmdit, spec) if layers else ())
 
-        table = _stored(stage, layers)
+        read = partial(stored, stage, _FILE, partial(_read, stage, layers))
+        table = read()
         if table is None:
             context.admit(stage, layers)
-            table = once(
-                stage, NAME, lambda: _stored(stage, layers), compute, partial(_write, stage)
-            )
+            table = once(stage, NAME, read, compute, partial(_write, stage))
         report.reused = len(layers) - report.made
         seal(stage)
         return table
@@ -67,13 +66,6 @@ def _write(stage: Stage, table: WeightTable) -> None:
         "bits": list(BITS),
     }
     stage.write(_FILE, table.tensors(), kind=KIND, index=NAME, metadata=metadata)
-
-
-def _stored(stage: Stage, layers: tuple[str, ...]) -> WeightTable | None:
-    """The table of the store; None if it is not there. Moves a corrupt one aside."""
-    if not stage.valid([_FILE], verify=lambda _: _read(stage, layers)):
-        return None
-    return _read(stage, layers)
 
 
 def _read(stage: Stage, layers: tuple[str, ...]) -> WeightTable:
