@@ -392,7 +392,7 @@ def test_what_is_not_made_has_no_section():
     assert sections("analysis=none", "plots=none") == ["Ranges", "Histograms"]
     assert sections("tracer=none", "analysis=none", "plots=minimal") == ["Ranges", "Images"]
     names = contents_of(plan_of("sampler.images=false", "plots=minimal")).figures
-    assert names == ("latent_curves", "range_vs_timestep_all", "selection_scores")
+    assert names == ("latent_curves", "selection_scores", "range_vs_timestep_all")  # as in a report
 
 
 # --- taqdit dashboard push ------------------------------------------------------------------
