@@ -698,6 +698,42 @@ def test_a_slow_wandb_loses_nothing(folder, fake, caplog):
     assert warnings_of(caplog) == []
 
 
+@shows("P15", "W&B's own service process is killed in mid-run", trials=1)
+def test_a_crash_of_the_service_harms_nothing(folder, caplog, tmp_path, monkeypatch):
+    tracker = start(tracking.wandb(mode="offline", **QUICK | {"init_timeout": 60.0}), folder)
+    while not tracker.location.endswith("-r1"):
+        tracker.summary({"points": 0})
+        time.sleep(0.05)
+    child = tracker._sinks[1]._mirror._child.pid
+    (service,) = processes("wandb-core", f"--pid {child}")
+    os.kill(service, signal.SIGKILL)
+    assert gone("wandb-core", f"--pid {child}")
+    tell(tracker, folder)
+    tracker.finish(ok=True)
+    (warning,) = warnings_of(caplog)
+    assert "from here on events.jsonl alone" in warning
+    told = [
+        event
+        for event in without_time(folder)
+        if event != {"kind": "summary", "values": {"points": 0}}
+    ]
+    assert told == complete(tmp_path, monkeypatch)
+    assert gone("taqdit.tracking.mirror", str(folder))
+
+
+def test_a_killed_mirror_takes_the_service_with_it(folder):
+    tracker = start(tracking.wandb(mode="offline"), folder)
+    while not tracker.location.endswith("-r1"):
+        tracker.summary({"points": 0})
+        time.sleep(0.05)
+    mirror = tracker._sinks[1]._mirror
+    child = mirror._child.pid
+    assert processes("wandb-core", f"--pid {child}")
+    mirror.stop("enough")
+    assert gone("wandb-core", f"--pid {child}")
+    tracker.finish(ok=True)
+
+
 def test_a_failure_is_told_while_the_run_goes_on(folder, fake, caplog):
     fake("init", "raise")
     tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
@@ -966,6 +1002,7 @@ def test_auto_without_a_key_asks_nothing_and_touches_no_network(tmp_path):
         proxies = {n: proxy for name in names for n in (name, name.lower())}
         code = WATCH + RUN + "tracker.finish(ok=True); print(tracker.location)"
         code = code.replace("1.0, call_timeout=1.0, finish_timeout=1.0", "60.0")
+        code += "; print('LOADED', [name for name in sys.modules if 'wandb' in name])"
         done = python(code, tmp_path, NO_PROXY="", no_proxy="", **proxies)
         with contextlib.suppress(BlockingIOError):
             seen.append(listener.accept())
@@ -974,6 +1011,7 @@ def test_auto_without_a_key_asks_nothing_and_touches_no_network(tmp_path):
     assert done.stderr == ""
     assert "NETWORK" not in done.stdout
     assert "offline-run-" in done.stdout
+    assert "LOADED []" in done.stdout  # the run itself never loads wandb
     assert wandb_files.read_run(tmp_path).column("a") == [1.0]
 
 

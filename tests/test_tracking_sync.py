@@ -126,7 +126,7 @@ def fake(monkeypatch, tmp_path):
 
 def test_sync_takes_what_is_to_be_in_wandb(fake, tmp_path, capsys):
     runs = tmp_path / "outputs" / "runs"
-    recorded(runs / "new", SCALARS, {"kind": "of a later version"}, FINISH, wandb=MINE)
+    recorded(runs / "new", SCALARS, {"kind": "of a later version"}, {}, FINISH, wandb=MINE)
     recorded(runs / "local", SCALARS, FINISH, wandb=None)
     old = {"tracking": {"_target_": "taqdit.tracking.auto", "project": "older"}}
     recorded(runs / "old", SCALARS, FINISH, config=old)

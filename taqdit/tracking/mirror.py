@@ -103,10 +103,10 @@ def main(folder: Path, run_id: str, options: MirrorOptions) -> None:
     taken, ok = 1, False
     for event in events:
         taken += 1
-        if event["kind"] == "finish":
+        if event.get("kind") == "finish":
             ok = bool(event.get("ok"))
             break
-        with limits.within(event["kind"], options.call_timeout):
+        with limits.within(str(event.get("kind")), options.call_timeout):
             mirror.take(event)
     with limits.within("finish", options.finish_timeout):
         mirror.close(ok)
@@ -143,7 +143,7 @@ class Mirror:
         fields = {name: value for name, value in event.items() if name not in ("kind", "time")}
         if "path" in fields:
             fields["path"] = str((self._info.folder / fields["path"]).resolve())
-        if event["kind"] in KINDS:
+        if event.get("kind") in KINDS:
             getattr(self, event["kind"])(**fields)
 
     def scalars(self, axis: dict[str, Any], values: dict[str, Any]) -> None:
