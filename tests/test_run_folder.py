@@ -7,7 +7,8 @@ import pytest
 from conftest import ANALYTIC, tree
 
 from taqdit import config
-from taqdit.errors import NumericError, StorageError
+from taqdit.errors import CorruptError, InputError, NumericError, StorageError
+from taqdit.report.run_folder import RunFolder, shaped
 from taqdit.run import run_plan
 from taqdit.runs.outputs import RunOutputs
 from taqdit.stages import out_of_memory as memory
@@ -146,3 +147,53 @@ def test_a_table_of_weights_is_recorded_where_it_is_made(run, tmp_path, monkeypa
     assert run(f"stages=[{stages}]") == []
     assert len(list(tmp_path.glob("store/weights/*"))) == made
     assert ("weights" in documents(tmp_path)["run.json"]["stages"]) == bool(made)
+
+
+SHAPES = (  # shape, what fits it, what that becomes
+    (str, "a", "a"),
+    ((str,), None, None),
+    (float, 2, 2.0),
+    (float, float("inf"), None),
+    ([int], [1, 2], (1, 2)),
+    ({str: int}, {"a": 1, "b": 2}, {"a": 1, "b": 2}),
+    ({"a": (int,), "b": [str]}, {"b": ["x"], "c": 1}, {"a": None, "b": ("x",)}),
+)
+MISSHAPEN = (
+    (str, None),
+    (int, True),
+    (int, 1.0),
+    (float, "1"),
+    (bool, 1),
+    ([int], [1, "2"]),
+    ([int], {"a": 1}),
+    ({str: int}, {"a": None}),
+    ({"a": int}, {}),
+    ({"a": int}, [1]),
+    (dict, []),
+)
+
+
+@pytest.mark.parametrize(("shape", "value", "wanted"), SHAPES)
+def test_a_value_is_given_in_the_shape_that_is_wanted(shape, value, wanted):
+    found = shaped(value, shape)
+    assert found == wanted
+    assert type(found) is type(wanted)
+
+
+@pytest.mark.parametrize(("shape", "value"), MISSHAPEN)
+def test_a_value_of_another_shape_is_refused(shape, value):
+    with pytest.raises(ValueError, match="="):
+        shaped(value, shape)
+
+
+@pytest.mark.parametrize(("text", "error"), [(None, InputError), ("[", CorruptError)])
+def test_a_document_that_cannot_be_read_is_told_or_is_nothing(tmp_path, text, error):
+    for name in ("run.json", "summary.json"):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        assert RunFolder(tmp_path).legible(name) == {}
+    for read in (RunFolder(tmp_path).record, RunFolder(tmp_path).summary):
+        with pytest.raises(error):
+            read()
+    assert not RunFolder(tmp_path).went_well
+    assert RunFolder(tmp_path).is_run is (text is not None)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from taqdit import config as configuration
 from taqdit.config import SweepJob
 from taqdit.errors import TaqditError
-from taqdit.report.run_folder import OK, SUMMARY, RunFolder
+from taqdit.report.run_folder import OK, OVERRIDES, SUMMARY, RunFolder
 from taqdit.store import make_folder, publish_json
 from taqdit.words import listed
 
@@ -56,8 +56,8 @@ class SweepReport(configuration.Callback):
         report = self
         try:
             self.jobs = configuration.sweep_jobs(config)
-            found = [*configuration.launcher_problems(config), *problems_of(self.jobs or [])]
-            configuration.raise_problems(found)
+            problems = [*configuration.launcher_problems(config), *problems_of(self.jobs or [])]
+            configuration.raise_problems(problems)
         except Exception as error:
             raise Refused(error) from error
 
@@ -76,10 +76,10 @@ class SweepReport(configuration.Callback):
         try:
             from taqdit.report.comparison.side_by_side import compare, track
 
-            found = compare(folders, into)
+            comparison = compare(folders, into)
             print(f"comparison    {into / 'comparison.html'}", flush=True)
             what = "the comparison is not tracked"
-            if tracked := track(found):
+            if tracked := track(comparison):
                 print(f"{'tracking':<14}{tracked}", flush=True)
         except Exception as error:
             if not isinstance(error, TaqditError):
@@ -91,19 +91,19 @@ class SweepReport(configuration.Callback):
 
 def _found(into: Path) -> list[SweepJob]:
     """The jobs of a sweeper that chose them as it went, by their folders' names."""
-    found = sorted(path.parent.parent for path in into.glob("*/.hydra/overrides.yaml"))
-    return [SweepJob(number, (path.name,), path) for number, path in enumerate(found)]
+    folders = sorted(path.parent.parent for path in into.glob(f"*/{OVERRIDES}"))
+    return [SweepJob(number, (path.name,), path) for number, path in enumerate(folders)]
 
 
 def problems_of(jobs: Sequence[SweepJob]) -> list[configuration.Problem]:
     """The problems of all jobs, equal ones once, each with the jobs that have it."""
-    found: dict[configuration.Problem, list[SweepJob]] = {}
+    jobs_with: dict[configuration.Problem, list[SweepJob]] = {}
     for job in jobs:
         for problem in job.problems:
-            found.setdefault(problem, []).append(job)
+            jobs_with.setdefault(problem, []).append(job)
     return [
         configuration.Problem(f"{problem.text}: {_named(having, of=len(jobs))}", problem.exit_code)
-        for problem, having in found.items()
+        for problem, having in jobs_with.items()
     ]
 
 

@@ -73,17 +73,17 @@ def runs_of(store: Path) -> list[RunFound]:
     places = [(here, here)]
     if target != here:
         places += [(target, target / name) for name in FOLDERS]
-    found: dict[Path, tuple[list[str], RunFound]] = {}
+    runs: dict[Path, tuple[list[str], RunFound]] = {}
     for outputs, place in places:
         for run in _below(place, store.resolve()):
             # Runs and sweeps lie apart: below either, folders are named by date and time.
             date = [*run.folder.relative_to(outputs).parts[1:]]
-            found.setdefault(run.folder.resolve(), (date, run))
+            runs.setdefault(run.folder.resolve(), (date, run))
     for path in pointers(store):
         if (left := pointed_to(path)) is not None:
             # Of a folder that cannot be reached, each pointer tells of another run.
-            found.setdefault(left.pointer or left.folder, (["", str(left.folder)], left))
-    return [run for _, run in sorted(found.values(), key=lambda each: each[0])]
+            runs.setdefault(left.pointer or left.folder, (["", str(left.folder)], left))
+    return [run for _, run in sorted(runs.values(), key=lambda dated: dated[0])]
 
 
 def pointers(store: Path) -> list[Path]:
@@ -168,17 +168,17 @@ def _read(folder: Path) -> RunFound:
 
 def _referred(record: Mapping[str, Any], file: Path) -> tuple[dict[str, str], tuple[Path, ...]]:
     """The stages by their fingerprints, and files and folders made elsewhere."""
-    marks = {str(name): str(mark) for name, mark in record["stages"].items()}
-    return marks, tuple(resolved(each, file) for each in files_named(record))
+    stages = {str(name): str(fingerprint) for name, fingerprint in record["stages"].items()}
+    return stages, tuple(resolved(name, file) for name in files_named(record))
 
 
 def _read_pointer(path: Path) -> dict[str, Any]:
     try:
-        found = read_stamped(path)
+        pointer = read_stamped(path)
     except CorruptError as error:
         raise corrupt(path, reason_of(error, path)) from error
     needed = {"folder": str, "host": str, "parent": int, "stages": dict}
-    if not all(isinstance(found.get(key), kind) for key, kind in needed.items()):
+    if not all(isinstance(pointer.get(key), kind) for key, kind in needed.items()):
         raise corrupt(path, f"it must hold {', '.join(needed)}")
-    resolved(found["folder"], path)
-    return found
+    resolved(pointer["folder"], path)
+    return pointer

@@ -22,6 +22,26 @@ from taqdit.report.run_folder import (
 from taqdit.store import plain_yaml
 
 MISSING, DAMAGED = "missing", "damaged"
+_NUMBER = (float,)
+_RECORD = {
+    "config": dict,
+    "choices": {str: str},
+    "stages": {str: str},
+    "run_id": str,
+    "store": str,
+    "prompts": ([str],),
+    "prompt_seeds": ([(int,)],),
+}
+_SELECTED = {
+    "rule": str,
+    "points": float,
+    "steps": [int],
+    "loss_db": [_NUMBER],
+    "half_width_db": [_NUMBER],
+    "fitted": bool,
+    "exact": bool,
+}
+_COMPARISON = {"own": (int,), "selections": [_SELECTED]}
 
 
 @dataclass(frozen=True)
@@ -118,20 +138,22 @@ def _judged(known: dict[str, Any], notes: list[tuple[str, str]], *, exists: bool
 
 def _summary(run: RunFolder) -> dict[str, Any]:
     document = run.document(SUMMARY)
-    found = shaped(document, _SHAPES[SUMMARY])
-    parts = {key: found.pop(key) or {} for key in ("analysis", "calibration", "statistics")}
-    scores = parts["analysis"].get("scores") or {}
+
+    def part(stage: str, key: str, shape: Any) -> Any:
+        return (shaped(document.get(stage), ({key: (shape,)},), stage) or {}).get(key)
+
+    scores = part("analysis", "scores", {str: _NUMBER}) or {}
     return {
-        **found,
+        **shaped(document, {"status": str, "error": (str,), "seconds": _NUMBER}),
         "numbers": {name: number for name, number in scores.items() if number is not None},
-        "steps": parts["calibration"].get("steps") or (),
-        "extent": parts["statistics"].get("trajectories"),
+        "steps": part("calibration", "steps", [int]) or (),
+        "extent": part("statistics", "trajectories", int),
         "analysed": bool(document.get("analysis")),
     }
 
 
 def _record(run: RunFolder) -> dict[str, Any]:
-    record = shaped(run.document(RECORD), _SHAPES[RECORD])
+    record = shaped(run.document(RECORD), _RECORD)
     texts, seeds = record.pop("prompts") or (), record.pop("prompt_seeds") or ()
     return {
         "fingerprints": record.pop("stages"),
@@ -142,7 +164,7 @@ def _record(run: RunFolder) -> dict[str, Any]:
 
 
 def _analysis(run: RunFolder) -> dict[str, Any]:
-    comparison = shaped(run.document(ANALYSIS), _SHAPES[ANALYSIS])["comparison"]
+    comparison = shaped(run.document(ANALYSIS).get("comparison"), _COMPARISON)
     own, selections = comparison["own"], enumerate(comparison["selections"])
     return {
         "selections": tuple(Selected(**fields, own=place == own) for place, fields in selections)
@@ -164,40 +186,4 @@ _FILES: dict[str, Callable[[RunFolder], dict[str, Any]]] = {
     ANALYSIS: _analysis,
     OVERRIDES: _overrides,
     COMPOSED: _composed,
-}
-_NUMBER = (float,)
-_SHAPES: dict[str, dict[str, Any]] = {
-    SUMMARY: {
-        "status": str,
-        "error": (str,),
-        "seconds": _NUMBER,
-        "analysis": ({"scores": ({str: _NUMBER},)},),
-        "calibration": ({"steps": ([int],)},),
-        "statistics": ({"trajectories": (int,)},),
-    },
-    RECORD: {
-        "config": dict,
-        "choices": {str: str},
-        "stages": {str: str},
-        "run_id": str,
-        "store": str,
-        "prompts": ([str],),
-        "prompt_seeds": ([(int,)],),
-    },
-    ANALYSIS: {
-        "comparison": {
-            "own": (int,),
-            "selections": [
-                {
-                    "rule": str,
-                    "points": float,
-                    "steps": [int],
-                    "loss_db": [_NUMBER],
-                    "half_width_db": [_NUMBER],
-                    "fitted": bool,
-                    "exact": bool,
-                }
-            ],
-        }
-    },
 }
