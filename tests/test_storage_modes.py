@@ -143,7 +143,7 @@ def test_another_selection_is_another_trajectory_set_only_where_it_says_what_is_
     ],
 )
 def test_what_cannot_be_had_is_refused(overrides, words):
-    (problem,) = check(compose_config(overrides))
+    (problem,) = check(compose_config(overrides)).problems
     assert words in problem.text
 
 
