@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
 from conftest import ANALYTIC, ROOT, command
@@ -62,11 +61,6 @@ def test_a_stage_and_a_generator_lie_above_the_formula(walk):
     ]
 
 
-@pytest.mark.xfail(
-    find_spec("taqdit.runs.session") is not None,
-    reason="the course of a run is not yet told in run.py",
-    strict=True,
-)
 def test_the_formula_is_near(walk):
     assert len(walk) <= FRAMES, walk
     assert len({file for file, _ in walk}) <= FILES, walk
