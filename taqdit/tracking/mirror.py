@@ -99,7 +99,7 @@ def main(folder: Path, run_id: str, options: MirrorOptions) -> None:
     limits = Limits(parent, options)
     events = (event for run, event in runs_in(follow(folder, limits.over)) if run == run_id)
     with limits.within("init", options.init_timeout):
-        mirror = Mirror(run_info(folder, next(events)), options, parent)
+        mirror = _Mirror(run_info(folder, next(events)), options, parent)
     taken, ok = 1, False
     for event in events:
         taken += 1
@@ -124,7 +124,7 @@ def record_taken(folder: Path, run_id: str, events: int, *, online: bool) -> Non
     state.close()
 
 
-class Mirror:
+class _Mirror:
     """A run in W&B, told by the events of another: one method per kind."""
 
     def __init__(self, run: RunInfo, options: MirrorOptions, parent: Parent) -> None:
