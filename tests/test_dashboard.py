@@ -23,7 +23,7 @@ from taqdit.report.comparison import side_by_side
 from taqdit.runs import sweep as sweeping
 from taqdit.tracking import dashboard, tracker
 from taqdit.tracking.credentials import key_configured
-from taqdit.tracking.upload import runs_below
+from taqdit.tracking.unsent import runs_below
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # the library's own
 library = pytest.mark.skipif(

@@ -268,8 +268,8 @@ def test_options_are_light():
 
 
 def test_options():
-    assert plots.none().figures == ()
-    assert set(plots.minimal().figures) < set(plots.paper().figures) == set(figure_kinds())
+    assert plots.none().drawn == ()
+    assert set(plots.minimal().drawn) < set(plots.paper().drawn) == set(figure_kinds())
     assert plots.paper(layers=["mm_00_img"]).layers == ("mm_00_img",)
 
 

@@ -15,7 +15,6 @@ from taqdit import config, plots
 from taqdit.errors import ConfigError
 from taqdit.plots import run_figures, style
 from taqdit.plots.drawing import FigureKind, Of, Sampled, Traced, TracedLayer, figure_kinds
-from taqdit.plots.options import PlotOptions
 
 ORDER = {
     Of.TRAJECTORIES: ["image_grid", "latent_curves", "selection_strip"],
@@ -126,7 +125,7 @@ def test_what_there_is_nothing_of_is_not_drawn():
     ]
     table = traced.synthetic([f"mm_0{block}_img.o_in" for block in range(2)], 4)
     table = traced.changed(table, kurtosis=np.full((2, 4), np.nan))
-    kinds = PlotOptions(tuple(ORDER[Of.ACTIVATIONS]), None, ())
+    kinds = plots.paper(figures=ORDER[Of.ACTIVATIONS])
     drawn = names(run_figures.activation_figures(table, None, kinds, selected=[]))
     left_out = {"range_vs_timestep_text", "kurtosis_heatmap"}
     assert drawn == [name for name in ORDER[Of.ACTIVATIONS] if name not in left_out]
@@ -139,7 +138,7 @@ def test_a_layer_is_read_once_for_all_its_figures_and_not_before():
         reads.append(number)
         return layered.NORMAL
 
-    options = PlotOptions(tuple(ORDER[Of.LAYER]), ("mm_01_img",), ())
+    options = plots.paper(figures=ORDER[Of.LAYER], layers=["mm_01_img"])
     table = traced.synthetic(["mm_00_img.post_gelu", "mm_01_img.post_gelu"], 30)
     drawings = list(run_figures.activation_figures(table, layer, options, selected=[0]))
     assert reads == []
@@ -148,15 +147,15 @@ def test_a_layer_is_read_once_for_all_its_figures_and_not_before():
     assert reads == [1]
     with pytest.raises(ConfigError, match=r"plots.layers: 'mm_09' matches none"):
         list(run_figures.activation_figures(
-            table, layer, PlotOptions(("histogram",), ("mm_09",), ()), selected=[]
+            table, layer, plots.paper(figures=["histogram"], layers=["mm_09"]), selected=[]
         ))  # fmt: skip
 
 
 def test_figures_that_are_named_are_drawn_in_the_order_of_the_report():
     options = plots.paper(figures=["outliers", "image_grid", "heatmap_mean"])
     assert [kind.name for kind in options.kinds(Of.ACTIVATIONS)] == ["heatmap_mean", "outliers"]
-    assert plots.minimal(figures=["outliers"]).figures == ("outliers",)
-    assert plots.none(figures=["outliers"]).figures == ()
+    assert plots.minimal(figures=["outliers"]).drawn == ("outliers",)
+    assert plots.none(figures=["outliers"]).drawn == ()
 
 
 def test_a_figure_that_there_is_not_is_refused_with_the_nearest():
@@ -165,7 +164,7 @@ def test_a_figure_that_there_is_not_is_refused_with_the_nearest():
     near, far = caught.value.args
     assert near == "figures: 'outlier' is no figure; did you mean 'outliers'?"
     assert far.startswith("figures: 'zzz' is no figure; there are: image_grid, latent_curves, ")
-    (problem,) = config.check(config.compose_config(["plots.figures=[heatmap_meen]"]))
+    (problem,) = config.check(config.compose_config(["plots.figures=[heatmap_meen]"])).problems
     assert problem.text.startswith("plots.figures: 'heatmap_meen' is no figure; did you mean ")
     assert problem.exit_code == ConfigError.exit_code
 
@@ -214,7 +213,7 @@ def launched(folder, figures):
 def test_a_new_figure_is_one_file(dropped, tmp_path):
     outputs = tmp_path / "outputs"
     assert list(figure_kinds())[:4] == [*ORDER[Of.TRAJECTORIES], "toy"]
-    assert "toy" in plots.paper().figures
+    assert "toy" in plots.paper().drawn
     with pytest.raises(ConfigError, match=r"plots.figures: 'tou' .*did you mean 'toy'\?"):
         launched(outputs, "[tou]")
     run = launched(outputs, "[toy,selection_strip]")

@@ -23,7 +23,7 @@ from taqdit.config.building import plain
 from taqdit.config.overrides import agrees, flatten, hides, spell
 from taqdit.errors import ConfigError, CorruptError, InputError, StorageError
 from taqdit.store.secrets import MASK
-from taqdit.tracking import upload
+from taqdit.tracking import unsent
 
 SMALL = (*ANALYTIC, "tracking=local", "plots=none", "calibration.export=false")
 
@@ -390,7 +390,7 @@ def test_sync_uploads_what_waits_and_nothing_twice(taqdit, tmp_path):
         assert wandb_stub.SECRET not in first.stdout + first.stderr
         assert sorted(server.runs) == ["0", "r1"]
     (file,) = (tmp_path / "outputs" / "runs").rglob("*.wandb")
-    assert upload.OfflineRun(file).uploaded  # `wandb sync` leaves it out, too
+    assert unsent.OfflineRun(file).uploaded  # `wandb sync` leaves it out, too
 
 
 def waiting(folder, *, ended):
@@ -414,7 +414,7 @@ def taken(monkeypatch, tmp_path):
         files.append(run.file)
         return "", ""
 
-    monkeypatch.setattr(upload.OfflineRun, "upload", take)
+    monkeypatch.setattr(unsent.OfflineRun, "upload", take)
     monkeypatch.setenv("WANDB_API_KEY", wandb_stub.SECRET)
     monkeypatch.chdir(tmp_path)
     return files
@@ -450,7 +450,7 @@ def test_sync_without_runs_needs_no_key(tmp_path, monkeypatch, capsys):
 
 def test_a_run_that_wandb_did_not_take_is_an_error(taken, tmp_path, monkeypatch, capsys):
     file = waiting(tmp_path, ended=True)
-    monkeypatch.setattr(upload.OfflineRun, "upload", lambda run: ("", "no"))
+    monkeypatch.setattr(unsent.OfflineRun, "upload", lambda run: ("", "no"))
     with pytest.raises(StorageError, match="took 0 of 1 runs, not outputs/runs/r"):
         cli.dispatch(["sync"])
     told = "not uploaded: outputs/runs/r: no\n0 uploaded, 0 were already\n"

@@ -72,7 +72,7 @@ def contents_of(plan: Plan) -> Contents:
 def _figures(plan: Plan) -> Iterator[str]:
     """The names of the figures; those of single layers where the plan names the layers."""
     single = [kind.name for kind in plan.plots.kinds(Of.LAYER)]
-    for name in plan.plots.figures:
+    for name in plan.plots.drawn:
         if name in single:
             layers = [
                 each.site.label

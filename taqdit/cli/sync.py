@@ -10,7 +10,7 @@ from taqdit import config
 from taqdit.config.parser import Arguments
 from taqdit.errors import ConfigError, InputError, StorageError
 from taqdit.tracking.credentials import key_configured
-from taqdit.tracking.upload import OfflineRun, RecordedRun, runs_below
+from taqdit.tracking.unsent import OfflineRun, RecordedRun, runs_below
 
 ABOUT = """Upload the runs that W&B kept offline, and finish those whose upload broke off, each of
 them once. A run that has not ended, or was tracked without W&B, is uploaded if you name it."""

@@ -81,7 +81,7 @@ def run_figures(
     `chosen` holds the selected steps of each trajectory.
     """
     plots = plan.plots
-    if STAGE not in plan.stages or not plots.figures:
+    if STAGE not in plan.stages or not plots.drawn:
         return None
     data = {
         "trajectories": trajectories.fingerprint,

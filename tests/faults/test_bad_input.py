@@ -29,7 +29,12 @@ CASES = [
     ("refresh beyond stages", ["stages=[calibration]", "refresh=[trajectories]"], 2, ["refresh"]),
     ("a key that is none", ["+sampelr.cfg_scale=4"], 2, ["sampelr", "no key"]),
     ("bound where it is called", ["+prompts._partial_=true"], 2, ["prompts._partial_"]),
-    ("another group's option", ["plots._target_=taqdit.tracer.none"], 2, ["plots."]),
+    (
+        "another group's option",
+        ["tracking=none", "tracking._target_=taqdit.tracer.none"],
+        2,
+        ["tracking."],
+    ),
     ("no output folder", ["output_dir="], 2, ["output_dir"]),
     ("missing calibration file", ["inputs.calibration=no.npz"], 3, ["no.npz"]),
     ("a word that is no verb", ["chek"], 2, ["chek", "check"]),
