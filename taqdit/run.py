@@ -115,6 +115,9 @@ def run_plan(plan: Plan, folder: Path, choices: Mapping[str, str]) -> None:
             log.info("nothing was traced, so there is nothing to analyse")
         if statistics is not None:
             outputs.draw_statistics(statistics, chosen)
+        if outputs.figures:
+            outputs.figures.seal()
+        if statistics is not None:
             outputs.export(statistics)
         outputs.report(trajectories)
 

@@ -57,3 +57,11 @@ def test_what_was_checked_serves_no_other_configuration(calls, tmp_path, monkeyp
     assert calls["__post_init__"] == 1
     assert config.plan(config.compose_config(["sampler.seed=2"]), checked).sampler.seed == 2
     assert calls["__post_init__"] == 2
+
+
+def test_what_was_said_before_the_runs_log_was_open_stands_in_it(taqdit, tmp_path):
+    done = taqdit("model.latent_size=[4,4]", "preflight=only", "output_dir=o", "tracking=none")
+    assert done.returncode == 0, done.stderr
+    (written,) = tmp_path.glob("o/runs/*/*/taqdit.log")
+    assert written.read_text().count("trained on (8, 8)") == 1
+    assert (done.stdout + done.stderr).count("trained on (8, 8)") == 1

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ from conftest import ANALYTIC, ROOT, command
 from omegaconf import OmegaConf
 
 from taqdit import config
+from taqdit.config import schema
 from taqdit.errors import ConfigError
 
 LAUNCHERS = sorted((config.config_folder() / "hydra" / "launcher").glob("*.yaml"))
@@ -268,3 +270,10 @@ def test_two_jobs_at_a_time_unless_told_otherwise():
 
 def test_other_errors_are_not_the_launchers():
     assert config.gave_up(RuntimeError("a fault of ours")) is None
+
+
+@pytest.mark.parametrize("group", ["Model", "Schedule", "Sampler"])
+def test_a_schema_is_the_same_in_a_launchers_process(group):
+    """Else its missing values are no longer omegaconf's own, and no job composes."""
+    kind = getattr(schema, f"{group}Config")
+    assert pickle.loads(pickle.dumps(kind)) is kind

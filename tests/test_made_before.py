@@ -1,8 +1,9 @@
-"""Stores made before are reused: fingerprints of every option, and a small store of version 0.1.
+"""What was made before is reused: fingerprints of every option, a small store and a run's record.
 
 `made_before/store.tar.xz` holds the stages of one small run of the embedded model (conditioning,
-trajectories, statistics, weights); `made_before/fingerprints.json` how folders were named then, for
-each option of the groups that can change a number, with weights of a made-up digest.
+trajectories, statistics, weights) and its record; `made_before/fingerprints.json` how folders were
+named then, for each option of the groups that can change a number, with weights of a made-up
+digest.
 """
 
 import json
@@ -13,6 +14,7 @@ import pytest
 
 import taqdit as package
 from taqdit import config
+from taqdit.cli import rerun
 from taqdit.models.spec import ModelSpec
 from taqdit.stages.fingerprints import fingerprint
 from taqdit.stages.kinds import stored
@@ -28,8 +30,9 @@ SMALL = (
     "prompts.num=1",
     "tracer.folds=2",
     "tracer.blocks=[mm_00]",
-    "tracking=none",
+    "plots=none",
 )
+REUSED = {"conditioning": (0, 2), "trajectories": (0, 2), "statistics": (0, 3), "weights": (0, 89)}
 
 
 @pytest.mark.parametrize("case", NAMED, ids=lambda case: " ".join(case["overrides"]) or "defaults")
@@ -41,8 +44,9 @@ def test_every_option_names_its_folders_as_before(case, monkeypatch):
     assert now == case["fingerprints"]
 
 
-def test_a_store_made_before_is_reused_whole(tmp_path, monkeypatch):
-    """The weights are those of then, by their digests: no number is computed, no model loaded."""
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    """The outputs of then; the weights are those of then, by their digests, and no model loads."""
     with tarfile.open(BEFORE / "store.tar.xz") as archive:
         archive.extractall(tmp_path / "outputs", filter="data")
     document = next(tmp_path.glob("outputs/store/statistics/*/stage.json"))
@@ -50,11 +54,24 @@ def test_a_store_made_before_is_reused_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(ModelSpec, "weights", lambda self: digests)
     monkeypatch.setattr(ModelSpec, "load", lambda self: pytest.fail("the model was loaded"))
     monkeypatch.chdir(tmp_path)
-    run = package.launch([*SMALL, "stages=[conditioning,trajectories,statistics,weights]"])
-    counts = {each["name"]: (each["made"], each["reused"]) for each in run.summary["stages"]}
-    assert counts == {
-        "conditioning": (0, 2),
-        "trajectories": (0, 2),
-        "statistics": (0, 3),
-        "weights": (0, 89),
-    }
+    return tmp_path / "outputs"
+
+
+def launched(overrides):
+    """Of a run of the stages of data: stage -> made, reused."""
+    run = package.launch([*overrides, "tracking=none", f"stages=[{','.join(REUSED)}]"])
+    return {stage["name"]: (stage["made"], stage["reused"]) for stage in run.summary["stages"]}
+
+
+def test_a_store_made_before_is_reused_whole(outputs):
+    assert launched(SMALL) == REUSED
+
+
+def test_a_run_made_before_is_repeated(outputs):
+    """Its record names a key that there is no more."""
+    record = outputs / "runs" / "before" / "made"
+    assert "queue_size" in (record / "run.json").read_text(encoding="utf-8")
+    again = rerun.prepare([str(record)])
+    assert "tracking.queue_size: 1024 then, gone now" in str(again)
+    assert not [line for line in again.words if "trajectories" in line or "statistics" in line]
+    assert launched(again.overrides) == REUSED

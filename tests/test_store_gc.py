@@ -175,6 +175,19 @@ def small(lab):
     return lab
 
 
+def test_a_stage_is_not_made_from_one_of_its_own_kind(lab):
+    """Not where nobody knows what one was made from, nor where one's inputs hold the other's."""
+    lost, other = (lab.stage(key[0], **inputs_of(key)) for key in CONDITIONING)
+    lost.path("stage.json").write_text("{")
+    all_latents = lab.stage("trajectories", seed=1)
+    final_ones = lab.stage("trajectories", seed=1, latents="final")
+    lab.run(("trajectories", final_ones.fingerprint))
+    assert lab.gc("--yes") == 0
+    assert lab.folders() == {lost.folder, final_ones.folder}
+    assert not other.folder.exists()
+    assert not all_latents.folder.exists()
+
+
 def test_runs_of_sweeps_and_in_folders_of_ones_own_count(lab):
     places = ("runs/2026-01-01", "sweeps/2026-01-01/1", "mine", "mine/wandb", "a/b/c/d")
     for place in places:

@@ -1021,3 +1021,40 @@ def test_options_are_light():
         "print([m for m in ('wandb', 'matplotlib', 'mlx', 'pydantic') if m in sys.modules])"
     )
     assert python(code, ROOT).stdout == "[]\n"
+
+
+LOCKED = """
+import ctypes, pathlib
+class Settings:
+    def __init__(self, **_): pass
+def setup(settings=None): pass
+class errors:
+    class CommError(Exception): pass
+def init(**_):
+    pathlib.Path(__file__).parent.with_name("locked").touch()
+    mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+    lock(mutex), lock(mutex)  # begins anew after each signal
+"""
+
+
+@pytest.mark.slow
+def test_a_mirror_that_hangs_in_c_does_not_outlive_a_killed_run(tmp_path):
+    """No Python handler of a signal runs there, and nobody is left to kill it."""
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "wandb.py").write_text(LOCKED)
+    (folder := tmp_path / "run").mkdir()
+    code = RUN + "import os, signal\n"
+    code += f"while not Path({str(tmp_path / 'locked')!r}).exists(): pass\n"
+    done = python(code + "os.kill(os.getpid(), signal.SIGKILL)", folder, path=tmp_path / "fake")
+    assert done.returncode == -signal.SIGKILL
+    assert gone("taqdit.tracking.mirror", str(folder))
+
+
+def test_what_an_interpreter_says_while_it_starts_is_not_taken_for_the_mirrors(folder, tmp_path):
+    fake = wandb_stub.Fake(tmp_path / "fake")
+    lines = "print('hello')\nprint(3)\n"
+    (fake.folder / "sitecustomize.py").write_text(lines)
+    code = RUN.replace("=1.0", "=20.0") + "tracker.finish(ok=True)"
+    done = python(code, folder, path=fake.folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert fake.rows == [{"step": 0, "a": 1.0}]

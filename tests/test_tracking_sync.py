@@ -193,3 +193,16 @@ def test_a_run_that_breaks_off_again_stays_waiting(how, tmp_path, monkeypatch, c
         assert wandb_stub.SECRET not in line
         assert count == "0 uploaded, 0 were already"
     assert fake.calls.count("log") == 2
+
+
+@pytest.mark.parametrize("odd", [{"name": None}, {"tags": 3}, {"config": []}])
+def test_a_record_that_makes_no_sense_hides_no_other(fake, tmp_path, capsys, caplog, odd):
+    runs = tmp_path / "outputs" / "runs"
+    recorded(runs / "good", SCALARS, FINISH, wandb=MINE)
+    recorded(runs / "odd", SCALARS, FINISH, wandb=MINE, **odd)
+    assert cli.dispatch(["sync"]) == 0
+    assert "1 uploaded, 0 were already" in capsys.readouterr().out
+    assert (
+        f"left out: outputs/runs/odd/events.jsonl: an event `run` without {next(iter(odd))}"
+        in caplog.text
+    )

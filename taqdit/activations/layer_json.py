@@ -26,12 +26,12 @@ _LINEARS = {  # what reads the activation of a place
     "linear_in": ("linear",),
 }
 _FIELDS = {
-    "min, max": "exact extremes of the values of the layer's site in the cells of the view",
+    "min, max": "exact extremes of the values of the layer's site, of all traced trajectories at"
+    " every step",
     "mean, std": "of the values of all channels together, standard deviation of the population;"
-    " over all traced trajectories at every step in which the view has a cell",
-    "percentiles": "of the values in the cells of the view, by nearest rank, interpolated in a bin",
-    "num_samples": "finite values (tokens times channels) in the cells of the view: none is left"
-    " out by sampling",
+    " over all traced trajectories at every step",
+    "percentiles": "of the same values, by nearest rank, interpolated in a bin",
+    "num_samples": "finite values (tokens times channels): none is left out by sampling",
 }
 _CELLS = "step -> folds whose trajectories count there; trajectory i is in fold i mod folds"
 _BOUND = "one bin: at most 1/16 of its inner edge, or 2^-129 around zero"
@@ -57,7 +57,7 @@ def layer_statistics(statistics: Statistics) -> dict[str, dict[str, Any]]:
     for number, site in enumerate(statistics.sites):
         values = histogram(steps, number)
         if not values.total:
-            raise NumericError(f"{site.name} has no finite value in the steps of the view")
+            raise NumericError(f"{site.name} has no finite value at any step")
         entry = _entry(values, mean=float(mean[number]), std=float(std[number]))
         layers |= {layer: entry for layer in layers_of(site)}
     return layers

@@ -21,6 +21,7 @@ from taqdit.store.secrets import mask_secrets
 
 # A run of its own, over the store of then, in which what was asked for anew is by now; and what was
 # only planned is run.
+GONE = {"tracking.queue_size"}  # keys that there are no more
 NOT_REPEATED = ("hydra", "sweep", "output_dir", "refresh", "preflight")
 
 
@@ -89,7 +90,11 @@ def _base(folder: Path, record: Mapping[str, Any]) -> tuple[list[str], _Composed
     options = [f"{group}={choice}" for group, choice in record["choices"].items()]
     written = _overrides(folder / OVERRIDES)
     for overrides in [options] if written is None else [written, options]:
-        kept = [e for e in overrides if _root(e) not in NOT_REPEATED and not hides(e)]
+        kept = [
+            each
+            for each in overrides
+            if not (_root(each) in NOT_REPEATED or hides(each) or _keys([each]) & GONE)
+        ]
         try:
             return kept, _Composed.of(kept)
         except ConfigError as error:
@@ -116,6 +121,8 @@ def _kept(
     }
     kept, hidden = {}, []
     for key, value in flatten(record["config"]).items():
+        if key in GONE:
+            continue
         now, then = changed.values.get(key), today.values.get(key)
         overridden = now != then or key.split(".")[0] in groups or key in named
         if overridden or _root(key) in NOT_REPEATED or agrees(value, then):

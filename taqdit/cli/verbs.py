@@ -76,7 +76,9 @@ def check(overrides: Sequence[str]) -> int:
 
     if flags := [argument for argument in overrides if argument.startswith("-")]:
         raise ConfigError(f"check takes overrides (key=value) only, not {' '.join(flags)}")
-    config.raise_problems(config.check(config.compose_config(overrides)).problems)
+    checked = config.check(config.compose_config(overrides))
+    checked.log_notes()
+    config.raise_problems(checked.problems)
     print("the configuration is sound")
     return 0
 

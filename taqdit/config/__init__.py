@@ -8,7 +8,6 @@ from taqdit.config.checking import (
     Problem,
     build_group,
     check,
-    plan,
     raise_problems,
 )
 from taqdit.config.compose import (
@@ -22,6 +21,7 @@ from taqdit.config.compose import (
 )
 from taqdit.config.foreign import refuse_code
 from taqdit.config.launchers import gave_up, launcher_problems
+from taqdit.config.planning import plan
 from taqdit.config.sweeps import Callback, SweepJob, sweep_jobs
 
 __all__ = [

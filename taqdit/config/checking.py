@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from omegaconf import DictConfig, ListConfig
 
 from taqdit.activations.counts import MOST
 from taqdit.analysis.options import AnalysisOptions
-from taqdit.config.building import build, plain
+from taqdit.config.building import build
 from taqdit.config.schema import RunConfig
 from taqdit.errors import ConfigError, InputError, TaqditError
 from taqdit.models.sites import site_paths
@@ -23,7 +24,6 @@ from taqdit.quantizer import BITS
 from taqdit.sampler import FINAL, SELECTED, Sampler
 from taqdit.schedule import Schedule
 from taqdit.stages import kinds
-from taqdit.stages.plan import Plan
 from taqdit.timestep_selection.evidence import Evidence, needs_evidence
 from taqdit.timestep_selection.selection import refuse_other_forms
 from taqdit.timestep_selection.steps import TrajectorySteps
@@ -66,22 +66,47 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """A configuration's problems, and the objects of its sound groups, each built once."""
+    """A configuration's problems, and the objects of its sound groups, each built once.
+
+    `notes`: what was logged meanwhile; a run's log may not be open yet.
+    """
 
     config: DictConfig
     problems: list[Problem]
     built: Mapping[str, Any]
+    notes: list[logging.LogRecord]
+
+    def log_notes(self) -> None:
+        """Log what was held back."""
+        for record in self.notes:
+            logging.getLogger(record.name).handle(record)
+
+
+@contextmanager
+def _held_back() -> Iterator[list[logging.LogRecord]]:
+    """Whatever the package logs in the block."""
+    logger, handler = logging.getLogger("taqdit"), logging.Handler()
+    records: list[logging.LogRecord] = []
+    before = logger.handlers, logger.propagate
+    handler.emit = records.append  # type: ignore[method-assign,assignment]
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        yield records
+    finally:
+        logger.handlers, logger.propagate = before
 
 
 def check(config: DictConfig) -> Checked:
     """Every range, signature and cross-key problem of a composed configuration, at once."""
     problems: list[Problem] = []
     built: dict[str, Any] = {}
-    for group in GROUPS:
-        try:
-            built[group] = build_group(config, group)
-        except TaqditError as error:
-            problems += [Problem(_prefixed(group, text), error.exit_code) for text in error.args]
+    with _held_back() as notes:
+        for group in GROUPS:
+            try:
+                built[group] = build_group(config, group)
+            except TaqditError as error:
+                code = error.exit_code
+                problems += [Problem(_prefixed(group, text), code) for text in error.args]
     problems += [Problem(text, ConfigError.exit_code) for text in _section_problems(config)]
     problems += _imported_problems(config)
     if "schedule" in built and "timestep_selection" in built:
@@ -100,7 +125,7 @@ def check(config: DictConfig) -> Checked:
     if {"model", "sampler", "tracer"} <= built.keys() and config.inputs.statistics is None:
         texts = _tracer_problems(built["model"], built["sampler"], built["tracer"])
         problems += [Problem(f"tracer.{text}", ConfigError.exit_code) for text in texts]
-    return Checked(config, problems, built)
+    return Checked(config, problems, built, notes)
 
 
 def _prefixed(group: str, text: str) -> str:
@@ -226,58 +251,6 @@ def _latents_problems(config: DictConfig, select: Any, sampler: Sampler) -> list
             " calibration out of stages, or set sampler.latents=selected"
         )
     return [Problem(text, ConfigError.exit_code) for text in texts]
-
-
-def _stages(config: DictConfig, sampler: Sampler) -> tuple[str, ...]:
-    """The stages that run; all those that can, if all are asked for."""
-    if config.stages != "all":
-        return tuple(config.stages)
-    every = kinds.stage_names()
-    return tuple(s for s in every if not (s == "calibration" and sampler.latents == FINAL))
-
-
-def plan(config: DictConfig, checked: Checked | None = None) -> Plan:
-    """The objects of a composed configuration. Raises the error of all its problems.
-
-    `checked`: what `check` gave just now; of another configuration it does not count.
-    """
-    if checked is None or checked.config != config:
-        checked = check(config)
-    raise_problems(checked.problems)
-    built = checked.built
-    _note_all_steps(config)
-    imported, statistics = config.inputs.calibration, config.inputs.statistics
-    stages = _stages(config, built["sampler"])
-    return Plan(
-        config=plain(config),
-        model=built["model"],
-        prompts=built["prompts"],
-        schedule=built["schedule"],
-        sampler=built["sampler"],
-        select=built["timestep_selection"],
-        tracer=built["tracer"],
-        analysis=built["analysis"],
-        plots=built["plots"],
-        tracking=built["tracking"],
-        stages=stages,
-        needs=kinds.with_sources(stages),
-        refresh=tuple(config.refresh),
-        preflight=config.preflight,
-        export=config.calibration.export,
-        export_layers=config.statistics.export,
-        export_statistics=config.statistics.npz,
-        allow_backend_change=config.allow_backend_change,
-        output_dir=Path(config.output_dir).resolve(),
-        imported=None if imported is None else Path(imported),
-        imported_statistics=None if statistics is None else Path(statistics),
-    )
-
-
-def _note_all_steps(config: DictConfig) -> None:
-    """Say that a budget selects every step."""
-    count, steps = config.timestep_selection.get("count"), config.schedule.num_steps
-    if count is not None and count == steps > 1:
-        log.warning("timestep_selection.count=%d selects all %d steps", count, steps)
 
 
 def raise_problems(problems: Sequence[Problem]) -> None:

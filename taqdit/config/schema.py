@@ -24,7 +24,8 @@ def _schema(name: str, option: Callable[..., Any]) -> type:
         (argument, hints[argument], field(default_factory=partial(copy, parameter.default)))
         for argument, parameter in signature(option).parameters.items()
     ]
-    return make_dataclass(name, [("_target_", str, MISSING), *arguments])
+    place = {"__module__": __name__}  # where other processes find it: launchers pickle by name
+    return make_dataclass(name, [("_target_", str, MISSING), *arguments], namespace=place)
 
 
 ModelConfig = _schema("ModelConfig", tiny)

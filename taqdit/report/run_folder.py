@@ -91,8 +91,8 @@ def shaped(value: Any, shape: Any, name: str = "it") -> Any:
     """A value of a document in the shape that is wanted of it. ValueError if it has another one.
 
     A shape is a type; `(shape,)`, that or null; `[shape]`, a list of such, as a tuple;
-    `{str: shape}`, an object of such; `{"key": shape, ..}`, an object with these keys: one that is
-    absent counts as null, others are left out. A float that is not finite becomes None.
+    `{str: shape}`, an object of such; `{"key": shape, ..}`, an object with these keys: one that
+    may be null may be absent, others are left out. A float that is not finite becomes None.
     """
     if isinstance(shape, tuple):
         return None if value is None else shaped(value, shape[0], name)
@@ -100,12 +100,18 @@ def shaped(value: Any, shape: Any, name: str = "it") -> Any:
         return tuple(shaped(item, shape[0], name) for item in value)
     if isinstance(shape, dict) and isinstance(value, dict):
         shapes = dict.fromkeys(value, shape[str]) if str in shape else shape
+        if absent := [key for key in shapes if key not in value and not _nullable(shapes[key])]:
+            raise ValueError(f"no {' or '.join(absent)}")
         return {key: shaped(value.get(key), inner, key) for key, inner in shapes.items()}
     if shape is float and type(value) in (int, float):
         return float(value) if math.isfinite(value) else None
     if type(value) is not shape:
         raise ValueError(f"{name}={str(value)[:60]!r}")
     return value
+
+
+def _nullable(shape: Any) -> bool:
+    return isinstance(shape, tuple)
 
 
 def trajectories_asked(record: Mapping[str, Any]) -> int:

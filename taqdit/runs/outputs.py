@@ -212,8 +212,6 @@ class RunOutputs:
 
     def report(self, trajectories: TrajectorySet | None = None) -> None:
         """report.html, if it is asked for, of all that was made."""
-        if self.figures:
-            self.figures.seal()
         files = [path for figure in self.drawn for path in figure.files]
         if files:
             self.results["figures"] = [str(path.relative_to(self.folder)) for path in files]

@@ -47,7 +47,7 @@ class StoredFigures:
         self._stage.write(f"{name}.safetensors", arrays, kind=KIND, index=name, metadata={})
 
     def seal(self) -> None:
-        """All figures are there."""
+        """What is there is listed, and whole."""
         if self._stage.unsealed_or_changed(self._stage.names()):
             self._stage.seal()
 
@@ -64,7 +64,7 @@ class RunFigures:
     own: StoredFigures
 
     def seal(self) -> None:
-        """All figures are there."""
+        """Those of both kinds."""
         self.shared.seal()
         self.own.seal()
 

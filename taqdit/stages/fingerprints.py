@@ -115,7 +115,7 @@ def statistics_inputs(plan: Plan) -> dict[str, Any]:
 
 
 def target(plan: Plan, group: str) -> str:
-    """The option function of a group, as the configuration names it."""
+    """The option of a group, as the configuration names it."""
     return str(plan.config[group]["_target_"])
 
 

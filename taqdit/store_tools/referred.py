@@ -34,7 +34,7 @@ def needed(there: Survey) -> set[Path]:
     known = {each: _inputs(each) for each in there.stages if each.kind in kinds.stored()}
     found = {s for s, inputs in known.items() if inputs is None or is_named(s.folder, there.beside)}
     # A stage that no run names is needed because of what it was made from, never the reverse.
-    sources = {kind.name: kinds.with_sources([kind.name]) for kind in stored if kind.inputs}
+    sources = {kind.name: kinds.with_sources(kind.made_from) for kind in stored if kind.inputs}
     found |= {
         s
         for s in known

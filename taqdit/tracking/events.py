@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from taqdit.errors import CorruptError
 from taqdit.store import Journal, reading
 from taqdit.store.digest import parse_object
 from taqdit.store.disk import guarded
@@ -76,6 +77,11 @@ def runs_in(events: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, A
 
 
 def run_info(folder: Path, event: dict[str, Any]) -> RunInfo:
-    """What an event `run` says of its run. Older ones say nothing of W&B."""
+    """What an event `run` says of its run; older ones say nothing of W&B. Raises CorruptError if
+    it does not say what it must."""
+    wanted = {"run_id": str, "name": str, "tags": list, "config": dict}
+    odd = [name for name, kind in wanted.items() if not isinstance(event.get(name), kind)]
+    if odd:
+        raise CorruptError(f"{folder / EVENTS}: an event `run` without {' or '.join(odd)}")
     about = {name: event[name] for name in _ABOUT if name in event}
-    return RunInfo(folder, **about | {"tags": tuple(event.get("tags", ()))})
+    return RunInfo(folder, **about | {"tags": tuple(map(str, event["tags"]))})

@@ -9,6 +9,7 @@ JSON: `opened` (where the run is), `note`, `failed` (why it ends), `whole` (W&B 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import math
 import os
@@ -35,6 +36,7 @@ MAX_EXIT = 10.0  # seconds for W&B's own exit hooks
 MAX_NAME = 64  # of a tag, a job type
 X_AXES = ("sigma", "timestep", "step")  # what curves are drawn against, by preference
 CHECKSUM_BYTES = 64 * 2**20  # larger references are identified by their address alone
+_GRACE = 5.0  # seconds more for what hangs where no signal is seen
 _POLL = 0.1  # seconds between looks at a file that grows
 
 
@@ -80,12 +82,16 @@ class Limits:
             self._fail(late)
 
         signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, max(0.001, min(left, seconds)))
+        limit = max(0.001, min(left, seconds))
+        signal.setitimer(signal.ITIMER_REAL, limit)
+        # What hangs in C never comes to that handler; a thread that needs no Python ends it.
+        faulthandler.dump_traceback_later(limit + _GRACE, exit=True)
         try:
             yield
         except BaseException as error:  # whatever of W&B's many kinds
             self._fail(f"{what} failed ({describe(error)})")
         signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
 
     def _fail(self, reason: str) -> None:
         """End without W&B's exit hooks: they would wait for something that never comes."""

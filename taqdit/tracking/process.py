@@ -13,10 +13,12 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from taqdit.store.digest import parse_object
 from taqdit.store.secrets import mask_text
 
 _log = logging.getLogger(__name__)
@@ -71,12 +73,15 @@ class MirrorProcess:
         child = self._child
         if child is None or child.stdout is None or child.returncode is not None:
             return False
-        if not select.select([child.stdout], [], [], seconds)[0]:
+        ready = select.poll()  # not select: a run may have more than 1024 files open
+        ready.register(child.stdout, select.POLLIN)
+        if not ready.poll(seconds * 1000):
             return True
         said = os.read(child.stdout.fileno(), 65536)
         *lines, self._heard = (self._heard + said).split(b"\n")
         for line in lines:
-            self._take(json.loads(line))
+            with suppress(ValueError):  # what an interpreter says while it starts is not for us
+                self._take(parse_object(line))
         if not said:
             self.stop(f"its process ended ({_how(child.wait())})")
         return bool(said)

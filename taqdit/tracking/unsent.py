@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from taqdit.errors import CorruptError
 from taqdit.store import publish_bytes, read_journal
 from taqdit.tracking.events import EVENTS, follow, run_info, runs_in
 from taqdit.tracking.mirror import STATE
 from taqdit.tracking.process import MirrorOptions, MirrorProcess
 from taqdit.tracking.tracker import RunInfo
 
+_log = logging.getLogger(__name__)
 START, PATIENCE = 60.0, 3600.0  # seconds that W&B may take to answer, and for all of a run
 
 
@@ -133,9 +136,12 @@ def _recorded(folder: Path) -> list[RecordedRun]:
     if not (folder / EVENTS).is_file():
         return []
     for run_id, event in runs_in(follow(folder, lambda: True)):
-        if run_id and run_id not in runs:
-            runs[run_id] = RecordedRun(run_info(folder, event))
-        if run_id and not runs[run_id].finished:
+        if event.get("kind") == "run" and run_id not in runs:
+            try:
+                runs[run_id] = RecordedRun(run_info(folder, event))
+            except CorruptError as error:
+                _log.warning("left out: %s", error)
+        if run_id in runs and not runs[run_id].finished:
             runs[run_id].events += 1
             runs[run_id].finished = event.get("kind") == "finish"
     return list(runs.values())
