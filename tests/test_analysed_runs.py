@@ -308,6 +308,7 @@ def test_selections_of_every_step_do_not_differ(again):
     assert "worse" not in verdict["selections"][1]
 
 
+@pytest.mark.slow
 def test_the_figures_of_the_analysis_are_among_the_files(again, monkeypatch):
     monkeypatch.setattr(showing, "activation_figures", lambda *_, **__: ())
     monkeypatch.setattr(showing, "latent_figures", lambda *_, **__: ())

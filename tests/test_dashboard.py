@@ -249,6 +249,7 @@ def test_a_full_disk_is_an_error_and_the_page_stays(drawn, tmp_path, monkeypatch
     assert events(tmp_path)[-1]["ok"] is False
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_well_without_wandb(taqdit, tmp_path):
     """A wandb that cannot be imported, for the jobs and for the sweep."""
     (tmp_path / "broken").mkdir()

@@ -35,7 +35,16 @@ SMALL = (
 REUSED = {"conditioning": (0, 2), "trajectories": (0, 2), "statistics": (0, 3), "weights": (0, 89)}
 
 
-@pytest.mark.parametrize("case", NAMED, ids=lambda case: " ".join(case["overrides"]) or "defaults")
+QUICK = NAMED[:2] + NAMED[8:9] + NAMED[11:13] + NAMED[-1:]
+
+
+def case_of(row):
+    """A case by its overrides, `slow` but for one of each kind."""
+    marks = () if row in QUICK else pytest.mark.slow
+    return pytest.param(row, id=" ".join(row["overrides"]) or "defaults", marks=marks)
+
+
+@pytest.mark.parametrize("case", map(case_of, NAMED))
 def test_every_option_names_its_folders_as_before(case, monkeypatch):
     monkeypatch.setattr(ModelSpec, "weights", lambda self: {"mmdit.safetensors": "0" * 64})
     plan = config.plan(config.compose_config(case["overrides"]))

@@ -123,6 +123,7 @@ def test_a_second_run_reuses_everything(taqdit, tmp_path):
     assert first["run_id"] != second["run_id"]
 
 
+@pytest.mark.slow
 def test_more_trajectories_extend_the_stage(taqdit, tmp_path):
     """From 8 to 16: the first 8 stay; the result is what 16 at once would have given."""
     eight, sixteen = ((*ANALYTIC, f"sampler.num_trajectories={n}") for n in (8, 16))
@@ -180,6 +181,7 @@ def test_two_processes_share_a_stage(tmp_path):
     assert sum(summary["stages"][1]["made"] for summary in made) == 8
 
 
+@pytest.mark.slow
 def test_a_stage_is_not_continued_on_another_backend(taqdit, tmp_path):
     summary_of(taqdit(*ANALYTIC, "sampler.num_trajectories=4"), tmp_path)
     path = one(tmp_path, "outputs/store/trajectories/*/stage.json")
@@ -288,6 +290,7 @@ def test_from_python(tmp_path, monkeypatch):
         package.open_run(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_an_npz_made_elsewhere_is_the_calibration_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = package.launch([*TINY, "tracking=none", "plots=none", "sampler.images=false"])
@@ -342,6 +345,7 @@ def test_a_file_of_another_trajectory_under_this_name_is_redone(taqdit, tmp_path
     assert tree(stage) == good
 
 
+@pytest.mark.slow
 def test_a_shard_of_another_stage_is_redone(taqdit, tmp_path):
     summary_of(taqdit(*ANALYTIC), tmp_path)
     (mine,) = tmp_path.glob("outputs/store/trajectories/*")

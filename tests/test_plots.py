@@ -270,7 +270,7 @@ def test_options_are_light():
 def test_options():
     assert plots.none().drawn == ()
     assert set(plots.minimal().drawn) < set(plots.paper().drawn) == set(figure_kinds())
-    assert plots.paper(layers=["mm_00_img"]).layers == ("mm_00_img",)
+    assert plots.paper(layers=["mm_00_img"]).layers == ["mm_00_img"]
 
 
 OPTIONS = sorted((ROOT / "conf" / "plots").glob("*.yaml"))

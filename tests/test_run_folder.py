@@ -182,7 +182,7 @@ def test_a_value_is_given_in_the_shape_that_is_wanted(shape, value, wanted):
 
 @pytest.mark.parametrize(("shape", "value"), MISSHAPEN)
 def test_a_value_of_another_shape_is_refused(shape, value):
-    with pytest.raises(ValueError, match="=|no a"):
+    with pytest.raises(ValueError, match=r"=|no a"):
         shaped(value, shape)
 
 

@@ -182,6 +182,7 @@ def played(deeds, *, before, checkpoints):
 BEFORE = st.sets(st.integers(0, BATCHES - 1))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(deeds=st.lists(DEEDS, max_size=14), before=BEFORE, checkpoints=st.booleans())
 def test_nothing_is_computed_twice(reference, deeds, before, checkpoints):

@@ -119,6 +119,7 @@ def test_traced_later_they_are_sampled_again(whole, tmp_path, mode):
     assert not list((tmp_path / "store" / "statistics").glob("*/part_*"))
 
 
+@pytest.mark.slow
 def test_another_selection_is_another_trajectory_set_only_where_it_says_what_is_stored(tmp_path):
     stages = "stages=[conditioning,trajectories]"
     for rule in ("paper_uniform", "midpoint"):

@@ -735,6 +735,7 @@ def test_death_at_any_operation_of_an_import(images, tmp_path, use_disk, kind):
 # --- the command -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_words_of_the_command_and_their_exit_codes(run, tmp_path, taqdit):
     assert taqdit("store", "export", run, "--to", "set").returncode == 0
     assert len(lines_of(tmp_path / "set")) == COUNT

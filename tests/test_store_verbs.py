@@ -569,6 +569,7 @@ def test_a_flipped_bit_is_found_in_every_file(traced, call):
     assert call("verify", traced)[0] == 0
 
 
+@pytest.mark.slow
 def test_500_random_flips_and_truncations_are_found(sampled):
     rng = np.random.default_rng(6)
     folder = stage_of(sampled).folder

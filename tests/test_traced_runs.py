@@ -188,6 +188,7 @@ def test_a_nan_stops_the_run_and_says_where(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("store/statistics/*/*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_planted_outlier_is_found(tmp_path, monkeypatch):
     """In the 99.99th percentile, the channel chart's numbers, the ratios and the table."""
     monkeypatch.setenv("TAQDIT_PLUGINS", "eager")

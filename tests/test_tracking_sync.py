@@ -66,6 +66,7 @@ def every_event_once(server):
     assert list(server.runs) == ["r1"]
 
 
+@pytest.mark.slow
 @shows("P15", "the mirror is killed in the midst: `taqdit sync` finishes the run", trials=1)
 def test_sync_finishes_a_run_whose_mirror_was_killed(taqdit, tmp_path):
     folder = tmp_path / "outputs" / "runs" / "r"
@@ -86,6 +87,7 @@ def test_sync_finishes_a_run_whose_mirror_was_killed(taqdit, tmp_path):
         every_event_once(server)
 
 
+@pytest.mark.slow
 @shows("P15", "the network is lost in mid-run: `taqdit sync` finishes the run", trials=1)
 def test_sync_finishes_a_run_whose_network_was_lost(taqdit, tmp_path):
     folder = tmp_path / "outputs" / "runs" / "r"

@@ -112,6 +112,7 @@ def configuration(overrides):
     return found
 
 
+@pytest.mark.slow
 def test_a_rerun_is_a_new_run_over_the_same_store(run, taqdit, tmp_path):
     before, store = tree(run), tree(run.parents[2] / "store")
     elsewhere = tmp_path / "elsewhere"

@@ -48,6 +48,7 @@ def disturb(dice):
     random.seed(dice.random())
 
 
+@pytest.mark.slow
 @shows("P12", "the embedded model's batches in other orders, among others' random numbers")
 def test_any_order_gives_the_same_bytes(make):
     dice, numbers = random.Random(0), range(BATCHES)
