@@ -44,7 +44,7 @@ def case_of(row):
     return pytest.param(row, id=" ".join(row["overrides"]) or "defaults", marks=marks)
 
 
-@pytest.mark.parametrize("case", map(case_of, NAMED))
+@pytest.mark.parametrize("case", [case_of(row) for row in NAMED])
 def test_every_option_names_its_folders_as_before(case, monkeypatch):
     monkeypatch.setattr(ModelSpec, "weights", lambda self: {"mmdit.safetensors": "0" * 64})
     plan = config.plan(config.compose_config(case["overrides"]))
