@@ -32,7 +32,7 @@ a full disk, a damaged or hostile file, a changed key and the like. The last row
 that guard the store, one at a time, and each check must notice it. Digests show accident, not
 malice. No Mac, no network file system and no real weights were at hand.
 
-`uv run python tests/faults/table.py --slow` measures and writes this page (about five minutes on
+`uv run python tests/faults/table.py --slow` measures and writes this page (five to ten minutes on
 two cores). What did *not run* then is left to `--long`, or is newer than the figures.
 
 A test that a promise rests on is marked `@shows("P1", "what is done")`; the promises stand in
