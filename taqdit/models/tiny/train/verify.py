@@ -17,9 +17,8 @@ from taqdit.models.tiny.captions import describe
 from taqdit.models.tiny.scenes import sample_scenes
 from taqdit.models.tiny.tokenizer import Encoder
 from taqdit.models.tiny.train import files
-from taqdit.models.tiny.train.export import FOLDER
-from taqdit.models.tiny.train.loop import Run, log
 from taqdit.models.tiny.train.measure import as_input, drawn
+from taqdit.models.tiny.train.run import Run, log
 from taqdit.models.tiny.train.sampling import Sampler, noise, sigmas
 from taqdit.store import publish_bytes
 
@@ -29,7 +28,7 @@ SIGMAS = (1.0, 0.93, 0.6, 0.25, 0.0089)
 
 def verify(run: Run) -> None:
     """Writes verify.json: the largest absolute difference of each part. Raises NumericError."""
-    largest = differences(run.work / FOLDER)
+    largest = differences(run.weights)
     publish_bytes(run.work / "verify.json", (json.dumps(largest, indent=1) + "\n").encode())
     refuse(largest)
 
