@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -219,8 +220,13 @@ def end_of_sweep(found, monkeypatch):
     return report.error
 
 
-@pytest.mark.parametrize("where", ["init", "log", "finish"])
-@pytest.mark.parametrize("how", ["raise", "hang"])
+FAULTS = list(product(("init", "log", "finish"), ("raise", "hang")))
+LONG = [("init", "hang"), ("finish", "hang")]
+
+
+@pytest.mark.parametrize(
+    ("where", "how"), slow_unless([f for f in FAULTS if f not in LONG], FAULTS)
+)
 def test_wandb_failing_at_the_end_loses_nothing(
     where, how, drawn, tmp_path, monkeypatch, capsys, caplog
 ):
@@ -442,6 +448,7 @@ def test_what_is_missing_is_one_line(monkeypatch):
 
 
 @library
+@pytest.mark.slow
 def test_a_server_that_refuses_or_is_not_there_is_one_line(monkeypatch):
     with wandb_stub.Server(refuse=True) as server:
         online(monkeypatch, server)

@@ -187,6 +187,7 @@ def test_what_an_error_came_from_counts():
 @shows(
     "P14", "a process whose memory is capped (RLIMIT_AS): exit 2, then a smaller batch", trials=1
 )
+@pytest.mark.slow
 def test_a_process_with_little_memory(tmp_path):
     """One array of four gigabytes in three."""
     large = (

@@ -142,8 +142,11 @@ def test_a_refused_argument_is_told_without_its_secret():
     assert "mine" not in problem.text
 
 
+SLOW = pytest.mark.slow
+
+
 @shows("P18", "secrets on a command line, of a run and of a sweep: in no file either", trials=1)
-@pytest.mark.parametrize("sweep", [(), ("-m", "sampler.seed=0,1")])
+@pytest.mark.parametrize("sweep", [(), pytest.param(("-m", "sampler.seed=0,1"), marks=SLOW)])
 def test_what_hydra_writes_down_holds_no_secret(taqdit, tmp_path, sweep):
     """On the terminal a sweep repeats its command line."""
     few = ("sampler.num_trajectories=2", "tracking=local", "analysis=none")
