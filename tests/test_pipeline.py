@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ANALYTIC, command, tree
+from conftest import ANALYTIC, command, slow_unless, tree
 from wandb_files import read_run
 
 import taqdit as package
@@ -246,6 +246,7 @@ def test_the_dry_run_exports_forty_points(tmp_path, monkeypatch):
     assert run.summary["calibration"]["steps"] == [0, 4, 9, 14, 19]
 
 
+@pytest.mark.slow
 def test_the_paper_recipe_without_weights_says_how_to_get_them(taqdit, tmp_path):
     done = taqdit("experiment=paper", HF_HUB_CACHE=str(tmp_path / "hub"))
     assert done.returncode == 7
@@ -417,7 +418,8 @@ sys.exit(f"imported {{heavy}}" if heavy else 0)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["check"], ["sampler.batch_size=0"], ["no_verb"]]
+    "arguments",
+    slow_unless([["check"]], [["--help"], ["check"], ["sampler.batch_size=0"], ["no_verb"]]),
 )
 def test_help_check_and_errors_import_nothing_heavy(tmp_path, arguments):
     script = LIGHT.format(arguments=arguments)

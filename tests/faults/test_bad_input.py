@@ -191,6 +191,7 @@ def test_a_corrupt_shard_is_named_moved_aside_and_redone(tmp_path, capsys, caplo
     assert "1 made, 5 reused" in told
 
 
+@pytest.mark.slow
 def test_a_change_of_folder_by_hydra_is_refused(taqdit, tmp_path):
     done = taqdit(*ANALYTIC, "hydra.job.chdir=true")
     assert done.returncode == 2

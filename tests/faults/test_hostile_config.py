@@ -110,7 +110,7 @@ def test_no_target_outside_the_options_is_run(canary, target):
         config.build(option)
 
 
-@pytest.mark.parametrize("group", config.GROUPS)
+@pytest.mark.parametrize("group", slow_unless(["model", "plots"], config.GROUPS))
 @shows("P17", "`os.system` in each group of the command line and of a file: exit 2", trials=2)
 def test_every_group_refuses_code(canary, group, tmp_path_factory):
     for how in ("line", "file"):

@@ -55,7 +55,7 @@ def run(tmp_path, monkeypatch):
     return launch
 
 
-@pytest.mark.parametrize("how", slow_unless(["mlx", "metal", "python"], OUT_OF_MEMORY))
+@pytest.mark.parametrize("how", slow_unless(["mlx"], OUT_OF_MEMORY))
 @shows("P14", "a forward fails as Python, NumPy, MLX, Metal, CUDA, the system say it", trials=1)
 def test_the_batch_size_to_try_is_named_and_works(tmp_path, run, how):
     run(how)  # batches of 2 fit
