@@ -82,8 +82,8 @@ def _openmp_settings() -> Iterator[None]:
     """What a libgomp that is loaded meanwhile reads, where the environment says nothing of it.
 
     Its idle threads spin unless told to be passive: where another process wants the core, sampling
-    took three times as long. And an OpenBLAS on OpenMP has as many threads as OpenMP, whatever
-    OPENBLAS_NUM_THREADS says.
+    took three to seven times as long. And an OpenBLAS on OpenMP has as many threads as OpenMP,
+    whatever OPENBLAS_NUM_THREADS says.
     """
     settings = {}
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
@@ -121,7 +121,7 @@ def _choose_blas() -> tuple[str, ctypes.CDLL | None]:
         try:
             return _label(library), _open(library)
         except OSError as error:
-            reason = str(error).replace(library, Path(library).name)
+            reason = str(error).replace(f"{Path(library).parent}{os.sep}", "")
             level, source = logging.INFO, "the BLAS found"
             if library == wanted:
                 level, source = logging.WARNING, f"{_VARIABLE}={wanted}"

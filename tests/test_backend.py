@@ -151,6 +151,20 @@ def test_a_packages_openblas_with_changed_names_is_passed_over(tmp_path):
 
 
 @linux
+def test_a_packages_openblas_without_what_it_needs_is_one_line_that_names_no_folder(tmp_path):
+    (tmp_path / "damaged").write_bytes(b"")
+    files = {"libopenblas-0123.so": a_blas(), "libgomp-e985.so.1": tmp_path / "damaged"}
+    package(tmp_path, **files)
+    described, _, product, _, lines = fresh(NO_SYSTEM + only_in(tmp_path))
+    assert described["blas"] == "bundled"
+    assert lines == [
+        "INFO the BLAS found cannot be used: libgomp-e985.so.1: file too short; looking further",
+        "INFO BLAS of the CPU backend: bundled",
+    ]
+    assert product == 512
+
+
+@linux
 def test_an_openblas_of_64_bit_integers_is_passed_over(tmp_path):
     package(tmp_path, **{"libopenblas-0123.so": a_blas()})
     wide = """
@@ -177,25 +191,26 @@ def faiss_openblas():
 
 @linux
 @pytest.mark.parametrize(
-    ("settings", "policy", "threads"),
+    ("settings", "spins", "threads"),
     [
-        ({"OMP_NUM_THREADS": "2"}, "PASSIVE", 2),
-        ({"OPENBLAS_NUM_THREADS": "1"}, "PASSIVE", 1),
-        ({"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "3"}, "ACTIVE", 3),
+        ({"OMP_NUM_THREADS": "2"}, "0", 2),
+        ({"OPENBLAS_NUM_THREADS": "1"}, "0", 1),
+        ({"GOMP_SPINCOUNT": "77", "OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "1"}, "77", 3),
+        ({"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "2"}, "30000000000", 2),
     ],
 )
-def test_faiss_brings_an_openblas_whose_idle_threads_rest(settings, policy, threads):
+def test_faiss_brings_an_openblas_whose_idle_threads_rest(settings, spins, threads):
     """OpenMP says on stderr what it read in the environment, which is left as it was."""
     name = faiss_openblas()
     unset = f"for name in {set(OPENMP) - settings.keys()}: os.environ.pop(name, None)\n"
     before, after = "before = dict(os.environ)\n", "assert os.environ == before\n"
     described, counted, product, _, lines = fresh(
-        NO_SYSTEM + unset + before, after, **settings, OMP_DISPLAY_ENV="true"
+        NO_SYSTEM + unset + before, after, **settings, OMP_DISPLAY_ENV="verbose"
     )
     assert described["blas"] == f"openblas ({name})"
     assert counted == threads
     assert product == 512
-    assert any(f"OMP_WAIT_POLICY = '{policy}'" in line for line in lines)
+    assert any(f"GOMP_SPINCOUNT = '{spins}'" in line for line in lines)
     assert any(f"OMP_NUM_THREADS = '{threads}'" in line for line in lines)
 
 
