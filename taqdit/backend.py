@@ -4,6 +4,10 @@ On Linux, MLX's CPU backend brings a reference BLAS that is 10 to 20 times slowe
 Symbols that are already in the process's global scope win over it, so a tuned library is loaded
 here, globally, before `mlx.core` is imported for the first time (later has no effect). Nothing
 found means slower, never an error.
+
+Python packages bring libraries of their own in a folder beside them, `<package>.libs`, with hashed
+names. The OpenBLAS in faiss-cpu's calls its functions by BLAS's own names; those of numpy and scipy
+have changed ones, which MLX would not find.
 """
 
 from __future__ import annotations
@@ -16,19 +20,27 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
 _VARIABLE = "TAQDIT_BLAS"
 _ADDRESSES = 8 * 2**30  # bytes
+_COMPANIONS = ("libquadmath", "libgfortran", "libgomp")  # each needs only those before it
 
 
 def _candidates() -> Iterator[str]:
-    """Every tuned BLAS library at hand, best first."""
+    """Every tuned BLAS library at hand, best first.
+
+    The system's OpenBLAS and MKL were put there for their speed and have threads of their own; a
+    package's is older, on OpenMP, and as fast; torch's is a part of something large.
+    """
     if openblas := ctypes.util.find_library("openblas"):
         yield openblas
     yield from map(str, sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*")))
+    for entry in sys.path:
+        yield from map(str, sorted(Path(entry).glob("*.libs/libopenblas*.so*")))
     torch = importlib.util.find_spec("torch")
     for folder in (torch.submodule_search_locations or []) if torch else []:
         if (library := Path(folder, "lib", "libtorch_cpu.so")).exists():
@@ -44,10 +56,46 @@ def _label(library: str) -> str:
 
 def _open(library: str) -> ctypes.CDLL:
     """The library in the process's global scope; OSError when it is no BLAS or cannot be read."""
+    if Path(library).parent.suffix == ".libs":
+        _open_companions(Path(library).parent)
     # Looked at privately first: a library that turns out to be none must not shadow any symbol.
-    if not hasattr(ctypes.CDLL(library), "sgemm_"):
+    found = ctypes.CDLL(library)
+    if not hasattr(found, "sgemm_"):
         raise OSError(f"{Path(library).name} has no sgemm_")
+    if hasattr(found, "openblas_get_config"):
+        found.openblas_get_config.restype = ctypes.c_char_p
+        if b"USE64BITINT" in found.openblas_get_config():
+            raise OSError(f"{Path(library).name} takes 64-bit integers, MLX gives 32-bit ones")
     return ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
+
+
+def _open_companions(folder: Path) -> None:
+    """What a package's OpenBLAS needs of its folder: it would look for it in the system's alone."""
+    with _openmp_settings():
+        for name in _COMPANIONS:
+            for companion in sorted(folder.glob(f"{name}*.so*")):
+                ctypes.CDLL(str(companion))
+
+
+@contextmanager
+def _openmp_settings() -> Iterator[None]:
+    """What a libgomp that is loaded meanwhile reads, where the environment says nothing of it.
+
+    Its idle threads spin unless told to be passive: where another process wants the core, sampling
+    took three to seven times as long. And an OpenBLAS on OpenMP has as many threads as OpenMP,
+    whatever OPENBLAS_NUM_THREADS says.
+    """
+    settings = {}
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        settings["OMP_WAIT_POLICY"] = "passive"
+    if "OMP_NUM_THREADS" not in os.environ and "OPENBLAS_NUM_THREADS" in os.environ:
+        settings["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"]
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name in settings:
+            del os.environ[name]
 
 
 def _room() -> bool:
@@ -73,7 +121,7 @@ def _choose_blas() -> tuple[str, ctypes.CDLL | None]:
         try:
             return _label(library), _open(library)
         except OSError as error:
-            reason = str(error).replace(library, Path(library).name)
+            reason = str(error).replace(f"{Path(library).parent}{os.sep}", "")
             level, source = logging.INFO, "the BLAS found"
             if library == wanted:
                 level, source = logging.WARNING, f"{_VARIABLE}={wanted}"
@@ -145,7 +193,8 @@ def reset_peak_memory() -> None:
 
 def threads() -> int:
     """Threads that a matrix product on the CPU uses; 1 with the bundled BLAS."""
-    for name in ("openblas_get_num_threads", "MKL_Get_Max_Threads", "omp_get_max_threads"):
+    # OpenBLAS on OpenMP learns at its first product how many there are: OpenMP is asked first.
+    for name in ("MKL_Get_Max_Threads", "omp_get_max_threads", "openblas_get_num_threads"):
         if hasattr(_handle, name):
             return int(getattr(_handle, name)())
     return 1 if _blas == "bundled" else os.cpu_count() or 1

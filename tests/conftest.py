@@ -1,6 +1,7 @@
 """Shared by all tests: no network, no credentials, a private folder to write into."""
 
 import atexit
+import fcntl
 import os
 import shutil
 import socket
@@ -128,6 +129,21 @@ def slow_unless(quick, cases):
     split = [case if isinstance(case, tuple) else (case,) for case in cases]
     marks = [() if case in quick else pytest.mark.slow for case in cases]
     return [pytest.param(*case, marks=mark) for case, mark in zip(split, marks, strict=True)]
+
+
+def made_once(tmp_path_factory, name, make):
+    """A folder that `make(folder)` fills once for all processes that run these tests."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / name, shared / f"{name}.done"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 def tree(folder):

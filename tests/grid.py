@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections import Counter
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from conftest import command
+from conftest import command, made_once, tree
 
 SCALES, STEPS, RULES = ("1.5", "4", "7"), (3, 4, 6), ("paper_uniform", "dense_middle")
 JOBS = list(itertools.product(SCALES, STEPS, RULES))  # in their order: a set's jobs are neighbours
@@ -134,12 +135,14 @@ def kill(process):
     return process.returncode == -signal.SIGKILL
 
 
-_whole = {}
-
-
 def whole(tmp_path_factory):
-    """The sweep without any interruption; made once for all who ask."""
-    if not _whole:
-        grid = Grid(tmp_path_factory.mktemp("whole"))
-        _whole[grid.folder] = (grid, grid.finish())
-    return next(iter(_whole.values()))
+    """The sweep without any interruption, made once for all tests, in whatever process they run:
+    its grid, the sweep, and its store's files as they were at its end."""
+
+    def make(folder):
+        grid = Grid(folder)
+        grid.finish()
+        shutil.copytree(grid.store, folder / "kept")
+
+    grid = Grid(made_once(tmp_path_factory, "grid", make))
+    return grid, Sweep(grid.sweeps()[0], grid.calls()), tree(grid.folder / "kept")

@@ -368,7 +368,7 @@ def test_a_run_traces_first_and_selects_afterwards(first):
     ("rule", "arguments", "options"),
     [
         ("regret_optimal", {"count": 2, "bits": 4}, ("analysis.weighting=equal",)),
-        ("drift_weighted", {"count": 4, "gamma": 2.0}, None),
+        pytest.param("drift_weighted", {"count": 4, "gamma": 2.0}, None, marks=pytest.mark.slow),
     ],
 )
 def test_data_driven_rules_select_by_the_stored_statistics(again, rule, arguments, options):

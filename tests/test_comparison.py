@@ -21,7 +21,12 @@ from taqdit.report.comparison.table import table
 
 GRID = ("schedule.num_steps=4", "sampler.num_trajectories=4", "sampler.batch_size=2")
 QUIET = ("plots=none", "tracking=none", "preflight=off")
-FEW = ("tracer=post_gelu", "tracer.folds=4", "analysis.compare=[paper_uniform,dense_middle]")
+FEW = (
+    "tracer=post_gelu",
+    "tracer.blocks=[mm_00,mm_03]",
+    "tracer.folds=4",
+    "analysis.compare=[paper_uniform,dense_middle]",
+)
 
 
 def selection(rule, loss=0.1, half=0.02, points=12.0, **others):

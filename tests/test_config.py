@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from conftest import slow_unless
 from ledger import shows
 from omegaconf import OmegaConf
 
@@ -479,7 +480,10 @@ def test_a_tracer_that_reads_nothing_is_refused():
     assert "raise tracer.folds" in text
 
 
-@pytest.mark.parametrize("rule", ["coverage_optimal", "regret_optimal", "drift_weighted"])
+@pytest.mark.parametrize(
+    "rule",
+    slow_unless(["regret_optimal"], ["coverage_optimal", "regret_optimal", "drift_weighted"]),
+)
 def test_a_rule_that_needs_statistics_is_refused_where_none_are_made(rule, tmp_path):
     chosen = f"timestep_selection={rule}"
     (text,) = problems_of([chosen, "tracer=none"])

@@ -6,18 +6,20 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import pytest
 import wandb_files
 import wandb_stub
-from conftest import ANALYTIC, command, slow_unless
+from conftest import ANALYTIC, command, made_once, slow_unless
 from test_comparison import made
 
 from taqdit import config
 from taqdit.cli.dashboard import contents_of
 from taqdit.cli.dashboard import dashboard as verb
 from taqdit.errors import ConfigError, InputError, StorageError
+from taqdit.plots.options import paper
 from taqdit.report import comparison
 from taqdit.report.comparison import side_by_side
 from taqdit.runs import sweep as sweeping
@@ -45,6 +47,10 @@ def plan_of(*overrides):
 
 
 PLOTS = slow_unless([], ["minimal", "paper"])
+PNG_ALONE = {  # as drawn, in the one format that W&B gets
+    "minimal": ("plots=minimal",),
+    "paper": ("plots=minimal", f"plots.figures=[{','.join(paper().drawn)}]"),
+}
 
 
 @pytest.fixture(scope="module", params=PLOTS)
@@ -56,14 +62,18 @@ def plots(request):
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, plots):
     """The folder of a real sweep of two jobs over two sets of trajectories, tracked offline."""
-    home = tmp_path_factory.mktemp("swept")
-    asked = (*TRACED, f"plots={plots}", f"output_dir={home / 'outputs'}")
-    line, env = command("-m", *TWO_SETS, *asked)
-    env |= {"HOME": str(home), "WANDB_DIR": str(home)}
-    done = subprocess.run(line, cwd=home, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+
+    def make(home):
+        asked = (*TRACED, *PNG_ALONE[plots], f"output_dir={home / 'outputs'}")
+        line, env = command("-m", *TWO_SETS, *asked)
+        env |= {"HOME": str(home), "WANDB_DIR": str(home)}
+        done = subprocess.run(line, cwd=home, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (folder,) = home.glob("outputs/sweeps/*/*")
+        assert f"tracking      {folder / 'events.jsonl'}, {folder / 'wandb'}" in done.stdout
+
+    home = made_once(tmp_path_factory, f"swept-{plots}", make)
     (folder,) = home.glob("outputs/sweeps/*/*")
-    assert f"tracking      {folder / 'events.jsonl'}, {folder / 'wandb'}" in done.stdout
     return folder
 
 
@@ -219,8 +229,13 @@ def end_of_sweep(found, monkeypatch):
     return report.error
 
 
-@pytest.mark.parametrize("where", ["init", "log", "finish"])
-@pytest.mark.parametrize("how", ["raise", "hang"])
+FAULTS = list(product(("init", "log", "finish"), ("raise", "hang")))
+LONG = [("init", "hang"), ("finish", "hang")]
+
+
+@pytest.mark.parametrize(
+    ("where", "how"), slow_unless([f for f in FAULTS if f not in LONG], FAULTS)
+)
 def test_wandb_failing_at_the_end_loses_nothing(
     where, how, drawn, tmp_path, monkeypatch, capsys, caplog
 ):
@@ -442,6 +457,7 @@ def test_what_is_missing_is_one_line(monkeypatch):
 
 
 @library
+@pytest.mark.slow
 def test_a_server_that_refuses_or_is_not_there_is_one_line(monkeypatch):
     with wandb_stub.Server(refuse=True) as server:
         online(monkeypatch, server)

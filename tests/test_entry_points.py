@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import packages_distributions
 
 import pytest
-from conftest import ANALYTIC, ROOT, command
+from conftest import ANALYTIC, ROOT, command, slow_unless
 
 PACKAGE = ROOT / "taqdit"
 ENTRIES = {
@@ -15,6 +15,7 @@ ENTRIES = {
     "python -m taqdit.run": ["-m", "taqdit.run"],
     "python taqdit/run.py": [str(PACKAGE / "run.py")],
 }
+QUICK = ("python -m taqdit", "python taqdit/run.py")  # the others begin in the same two ways
 
 
 def started(entry, folder, *arguments):
@@ -31,7 +32,7 @@ def started(entry, folder, *arguments):
     )
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("entry", slow_unless(QUICK, ENTRIES))
 def test_a_run_can_be_started(entry, tmp_path):
     done = started(entry, tmp_path, *ANALYTIC, "stages=[conditioning,trajectories]")
     assert done.returncode == 0, done.stderr
@@ -40,7 +41,7 @@ def test_a_run_can_be_started(entry, tmp_path):
     assert "trajectories  6 made, 0 reused" in done.stdout
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("entry", slow_unless(QUICK, ENTRIES))
 def test_a_mistake_is_told_in_one_line(entry, tmp_path):
     """The command checks before there is a job; the application's job finds it itself."""
     done = started(entry, tmp_path, *ANALYTIC, "sampler.batch_size=0")

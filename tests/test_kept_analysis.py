@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import tree
+from conftest import slow_unless, tree
 from made_statistics import gaussian, made
 
 import taqdit as package
@@ -221,8 +221,8 @@ def test_intact_files_of_another_entry_are_not_taken(first, tmp_path, idle):
 @pytest.mark.parametrize(
     ("override", "entry_count"),
     [
-        pytest.param("analysis.weighting=equal", 2, marks=pytest.mark.slow),
-        ("sampler.seed=1", 2),
+        ("analysis.weighting=equal", 2),
+        pytest.param("sampler.seed=1", 2, marks=pytest.mark.slow),
         pytest.param("sampler.num_trajectories=6", 2, marks=pytest.mark.slow),
         ("timestep_selection=dense_middle", 1),
         ("analysis.target=30", 1),
@@ -241,7 +241,7 @@ def test_what_changes_a_number_makes_another_entry(first, tmp_path, override, en
     assert all(after[name] == data for name, data in kept.items())
 
 
-@pytest.mark.parametrize("other", ["chip", "code"])
+@pytest.mark.parametrize("other", slow_unless(["code"], ["chip", "code"]))
 def test_another_machine_and_other_code_make_another_entry(first, tmp_path, other, monkeypatch):
     _, folder = first
     shutil.copytree(folder / "store", tmp_path / "store")
@@ -271,6 +271,7 @@ def test_choices_are_added_up(first, tmp_path, idle, monkeypatch):
     assert not idle
 
 
+@pytest.mark.slow
 def test_beside_the_rule_of_a_plugin_no_choice_is_kept(tmp_path, monkeypatch):
     """Its code is not part of the fingerprint, and it may name its choices as it likes."""
     plugin = tmp_path / "plugins"

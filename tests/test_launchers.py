@@ -12,7 +12,7 @@ from collections import Counter
 import matplotlib
 import pytest
 import slurm_commands
-from conftest import ANALYTIC, ROOT, command
+from conftest import ANALYTIC, ROOT, command, slow_unless
 from omegaconf import OmegaConf
 
 from taqdit import config
@@ -127,13 +127,19 @@ def test_a_job_that_fails_does_not_stop_the_others(tmp_path, launcher):
     assert "comparison.html" in out
 
 
+NO_JOBS = ("parallel", "n_jobs=0", "n_jobs=0 must be at least 1, or -1 for one job per core")
+
+
 @pytest.mark.parametrize(
     ("launcher", "knob", "words"),
-    [
-        ("parallel", "n_jobs=0", "n_jobs=0 must be at least 1, or -1 for one job per core"),
-        ("slurm_local", "nodes=2", "nodes=2 must be 1: a job is one process"),
-        ("slurm", "timeout_min=0", "timeout_min=0 must be at least 1"),
-    ],
+    slow_unless(
+        [NO_JOBS],
+        [
+            NO_JOBS,
+            ("slurm_local", "nodes=2", "nodes=2 must be 1: a job is one process"),
+            ("slurm", "timeout_min=0", "timeout_min=0 must be at least 1"),
+        ],
+    ),
 )
 def test_a_bad_configuration_stops_before_the_first_job(tmp_path, launcher, knob, words):
     needs(launcher)
@@ -167,6 +173,7 @@ def test_slurm_gets_one_array_of_the_jobs(tmp_path):
     assert "export OPENBLAS_NUM_THREADS=$SLURM_CPUS_PER_TASK" in lines
 
 
+@pytest.mark.slow
 def test_what_slurm_refuses_is_said_in_a_line(tmp_path):
     needs("slurm")
     path = f"{slurm_commands.install(tmp_path / 'bin', refusing=True)}:{os.environ['PATH']}"
@@ -194,7 +201,11 @@ def test_a_worker_that_is_killed_is_said_in_a_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("launcher", "extra"), [("parallel", "joblib"), ("slurm", "slurm"), ("submitit_local", "slurm")]
+    ("launcher", "extra"),
+    slow_unless(
+        [("slurm", "slurm")],
+        [("parallel", "joblib"), ("slurm", "slurm"), ("submitit_local", "slurm")],
+    ),
 )
 def test_a_plugin_that_is_missing_is_named_with_its_extra(tmp_path, launcher, extra):
     (tmp_path / "hydra_plugins").mkdir()

@@ -98,6 +98,7 @@ def test_all_problems_of_an_option_are_reported_together():
     assert len(caught.value.args) == 2
 
 
+@pytest.mark.slow
 def test_an_untrained_size_works_and_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
         spec = tiny(latent_size=[4, 6])

@@ -74,6 +74,7 @@ def test_euler_equals_the_librarys_sampler_bit_for_bit(
     assert ours.dtype == mx.float32
 
 
+@pytest.mark.slow
 def test_half_precision_equals_the_librarys_sampler_bit_for_bit(monkeypatch):
     half = tiny(w16=True, a16=True).load()
     assert half.timesteps(mx.array([0.5])).dtype == mx.float16

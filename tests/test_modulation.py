@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from conftest import slow_unless
 from safetensors.numpy import load_file, save_file
 
 from taqdit.backend import mx, tree_flatten
@@ -127,7 +128,7 @@ def interrupt_at_line(number, files=("modulation.py", "pipeline.py")):
         sys.settrace(previous)
 
 
-@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize("low_memory", slow_unless([False], [False, True]))
 def test_an_interrupt_at_any_line_leaves_a_sound_model(rows, low_memory):
     model = tiny(low_memory=low_memory).load()
     before = parameters(model)

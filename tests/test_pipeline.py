@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ANALYTIC, command, tree
+from conftest import ANALYTIC, command, slow_unless, tree
 from wandb_files import read_run
 
 import taqdit as package
@@ -123,45 +123,49 @@ def test_a_second_run_reuses_everything(taqdit, tmp_path):
     assert first["run_id"] != second["run_id"]
 
 
-@pytest.mark.slow
-def test_more_trajectories_extend_the_stage(taqdit, tmp_path):
+def test_more_trajectories_extend_the_stage(launched, tmp_path):
     """From 8 to 16: the first 8 stay; the result is what 16 at once would have given."""
-    eight, sixteen = ((*ANALYTIC, f"sampler.num_trajectories={n}") for n in (8, 16))
-    summary_of(taqdit(*eight), tmp_path)
-    extended = summary_of(taqdit(*sixteen), tmp_path)
+    eight, sixteen = (f"sampler.num_trajectories={n}" for n in (8, 16))
+    launched(eight)
+    extended = launched(sixteen)
     assert [(s["made"], s["reused"]) for s in extended["stages"]] == [(8, 9), (8, 8)]
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    summary_of(taqdit(*sixteen, cwd=elsewhere), elsewhere)
-    assert tree(tmp_path / "outputs" / "store") == tree(elsewhere / "outputs" / "store")
+    launched(sixteen, f"output_dir={tmp_path / 'elsewhere'}")
+    assert tree(tmp_path / "outputs" / "store") == tree(tmp_path / "elsewhere" / "store")
 
 
-def test_batches_are_whole(taqdit, tmp_path):
+@pytest.fixture
+def launched(tmp_path, monkeypatch):
+    """Runs in this process, in a private folder; the summary."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *overrides: package.launch([*ANALYTIC, *overrides]).summary
+
+
+def test_batches_are_whole(launched):
     """3 trajectories at batch 2 store 4: a latent's bits depend on the rows of its forward."""
-    summary = summary_of(taqdit(*ANALYTIC, "sampler.num_trajectories=3"), tmp_path)
+    summary = launched("sampler.num_trajectories=3")
     assert summary["stages"][1]["made"] == 4
     assert summary["calibration"]["points"] == 9
 
 
-def test_pictures_asked_for_later_need_no_sampling(taqdit, tmp_path):
-    summary_of(taqdit(*ANALYTIC, "sampler.images=false"), tmp_path)
+def test_pictures_asked_for_later_need_no_sampling(launched, tmp_path):
+    launched("sampler.images=false")
     assert not list(tmp_path.glob("outputs/store/trajectories/*/*.png"))
-    later = summary_of(taqdit(*ANALYTIC), tmp_path)
+    later = launched()
     assert (later["stages"][1]["made"], later["stages"][1]["reused"]) == (0, 6)
     assert len(list(tmp_path.glob("outputs/store/trajectories/*/*.png"))) == 6
 
 
-def test_another_selection_is_a_view(taqdit, tmp_path):
-    summary_of(taqdit(*ANALYTIC), tmp_path)
-    other = summary_of(taqdit(*ANALYTIC, "timestep_selection=midpoint"), tmp_path)
+def test_another_selection_is_a_view(launched):
+    launched()
+    other = launched("timestep_selection=midpoint")
     assert [s["made"] for s in other["stages"]] == [0, 0]
 
 
-def test_refresh_moves_the_old_stage_aside(taqdit, tmp_path):
-    summary_of(taqdit(*ANALYTIC), tmp_path)
+def test_refresh_moves_the_old_stage_aside(launched, tmp_path):
+    launched()
     (old,) = tmp_path.glob("outputs/store/trajectories/*")
     before = tree(old)
-    refreshed = summary_of(taqdit(*ANALYTIC, "refresh=[trajectories]"), tmp_path)
+    refreshed = launched("refresh=[trajectories]")
     assert [s["made"] for s in refreshed["stages"]] == [0, 6]
     assert tree(old.with_name(f"{old.name}.replaced-1")) == tree(old) == before
 
@@ -171,12 +175,11 @@ def test_two_processes_share_a_stage(tmp_path):
     settings = (*ANALYTIC, "model._target_=analytic.slow", "sampler.num_trajectories=8")
     line, env = command(*settings)
     together, alone = tmp_path / "together", tmp_path / "alone"
-    for folder in (together, alone):
-        folder.mkdir()
+    together.mkdir()
     both = [subprocess.Popen(line, cwd=together, env=env) for _ in range(2)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
-    subprocess.run(line, cwd=alone, env=env, check=True)
-    assert tree(together / "outputs" / "store") == tree(alone / "outputs" / "store")
+    package.launch([*settings, f"output_dir={alone}"])
+    assert tree(together / "outputs" / "store") == tree(alone / "store")
     made = [json.loads(p.read_text()) for p in together.glob("outputs/runs/*/*/summary.json")]
     assert sum(summary["stages"][1]["made"] for summary in made) == 8
 
@@ -201,10 +204,9 @@ def test_a_stage_is_not_continued_on_another_backend(taqdit, tmp_path):
     assert len(json.loads(path.read_text())["backends"]) == 2
 
 
-def test_a_stage_that_may_not_be_computed_is_asked_for(taqdit):
-    done = taqdit(*ANALYTIC, "stages=[calibration]")
-    assert done.returncode == 4
-    assert "add conditioning to stages" in done.stderr
+def test_a_stage_that_may_not_be_computed_is_asked_for(launched):
+    with pytest.raises(StorageError, match="add conditioning to stages"):
+        launched("stages=[calibration]")
 
 
 def test_preflight_only_writes_nothing_into_the_store(taqdit, tmp_path):
@@ -224,6 +226,7 @@ def test_preflight_only_writes_nothing_into_the_store(taqdit, tmp_path):
     assert not (tmp_path / "outputs" / "store").exists()
 
 
+@pytest.mark.slow
 def test_the_dry_run_exports_forty_points(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick = ["tracking=none", "plots=none", "sampler.images=false", "tracer=none"]
@@ -243,6 +246,7 @@ def test_the_dry_run_exports_forty_points(tmp_path, monkeypatch):
     assert run.summary["calibration"]["steps"] == [0, 4, 9, 14, 19]
 
 
+@pytest.mark.slow
 def test_the_paper_recipe_without_weights_says_how_to_get_them(taqdit, tmp_path):
     done = taqdit("experiment=paper", HF_HUB_CACHE=str(tmp_path / "hub"))
     assert done.returncode == 7
@@ -259,6 +263,7 @@ def test_a_sweep_reuses_and_reports_its_jobs(taqdit, tmp_path):
     assert made == [6, 0]
 
 
+@pytest.mark.slow
 def test_a_failing_job_does_not_stop_the_others(taqdit, tmp_path):
     targets = "model._target_=analytic.poisoned,analytic.gaussian"
     done = taqdit("-m", *ANALYTIC, targets)
@@ -306,8 +311,8 @@ def test_an_npz_made_elsewhere_is_the_calibration_set(tmp_path, monkeypatch):
         other.calibration()
 
 
-def test_outputs_can_be_moved_as_a_whole(taqdit, tmp_path):
-    summary_of(taqdit(*ANALYTIC), tmp_path)
+def test_outputs_can_be_moved_as_a_whole(launched, tmp_path):
+    launched()
     (tmp_path / "outputs").rename(tmp_path / "moved")
     run = package.open_run(one(tmp_path, "moved/runs/*/*"))
     assert run.trajectories().latents(5).shape == (7, 4, 4, 16)
@@ -333,27 +338,24 @@ def test_stages_can_be_run_one_by_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "png"])
-def test_a_file_of_another_trajectory_under_this_name_is_redone(taqdit, tmp_path, suffix):
-    summary_of(taqdit(*ANALYTIC), tmp_path)
+def test_a_file_of_another_trajectory_under_this_name_is_redone(launched, tmp_path, caplog, suffix):
+    launched()
     (stage,) = tmp_path.glob("outputs/store/trajectories/*")
     good = tree(stage)
     (stage / f"000000.{suffix}").write_bytes((stage / f"000001.{suffix}").read_bytes())
-    again = taqdit(*ANALYTIC)
-    assert summary_of(again, tmp_path)["stages"][1]["moved_aside"][0][0] == f"000000.{suffix}"
-    assert "belongs to" in again.stderr
+    assert launched()["stages"][1]["moved_aside"][0][0] == f"000000.{suffix}"
+    assert "belongs to" in caplog.text
     (stage / f"000000.{suffix}.bad-1").unlink()
     assert tree(stage) == good
 
 
-@pytest.mark.slow
-def test_a_shard_of_another_stage_is_redone(taqdit, tmp_path):
-    summary_of(taqdit(*ANALYTIC), tmp_path)
+def test_a_shard_of_another_stage_is_redone(launched, tmp_path):
+    launched()
     (mine,) = tmp_path.glob("outputs/store/trajectories/*")
-    summary_of(taqdit(*ANALYTIC, "sampler.cfg_scale=5"), tmp_path)
+    launched("sampler.cfg_scale=5")
     (other,) = set(tmp_path.glob("outputs/store/trajectories/*")) - {mine}
     (mine / "000002.safetensors").write_bytes((other / "000002.safetensors").read_bytes())
-    again = summary_of(taqdit(*ANALYTIC), tmp_path)
-    assert again["stages"][1]["made"] == 1
+    assert launched()["stages"][1]["made"] == 1
 
 
 def test_a_run_keeps_its_prompts_when_the_file_changes(tmp_path, monkeypatch):
@@ -416,7 +418,8 @@ sys.exit(f"imported {{heavy}}" if heavy else 0)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["check"], ["sampler.batch_size=0"], ["no_verb"]]
+    "arguments",
+    slow_unless([["check"]], [["--help"], ["check"], ["sampler.batch_size=0"], ["no_verb"]]),
 )
 def test_help_check_and_errors_import_nothing_heavy(tmp_path, arguments):
     script = LIGHT.format(arguments=arguments)

@@ -297,7 +297,7 @@ def test_the_csv_reads_back_as_the_table(name, case, tmp_path):
             assert [row[column] for row in rows] == [str(value) for value in values]
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", slow_unless(["error_versus_bits", "selection_scores"], TABLES))
 def test_files_are_made_and_are_the_same_bytes_twice(name, tmp_path):
     case = next(iter(TABLES[name]))
     contents = []
@@ -724,6 +724,7 @@ def test_sites_without_numbers_are_left_out():
     assert len(call("error_versus_bits", "weightless").axes[0].get_lines()) == 3
 
 
+@pytest.mark.slow
 def test_importing_the_figures_loads_no_matplotlib_and_drawing_no_pyplot():
     code = (
         "import sys; from taqdit.plots import bits, drift, scores;"

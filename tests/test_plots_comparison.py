@@ -179,6 +179,7 @@ def test_tables_hold_what_is_drawn():
     assert list(zip(*table.values(), strict=True))[1] == ("B", "p")
 
 
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_bytes():
     files = [
         rendered(plots.loss_against(LINES, "s"), plots.loss_against_table(LINES, "s"))

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import slow_unless
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import wasserstein_distance
 from statistics_oracle import codes_of
@@ -92,7 +91,8 @@ def picked(static, cells):
     return static.low[best], static.high[best]
 
 
-@pytest.mark.parametrize("bits", slow_unless([4], BITS))
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", BITS)
 def test_sqnr_at_every_site_within_0_3_db(raw, found, scores, candidates, bits):
     width, worst = BITS.index(bits), {}
     for site in raw.sites:
@@ -112,7 +112,8 @@ def test_sqnr_at_every_site_within_0_3_db(raw, found, scores, candidates, bits):
     assert worst[name] < 0.3
 
 
-@pytest.mark.parametrize("bits", slow_unless([4], BITS))
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", BITS)
 def test_the_best_range_is_the_best_on_the_activations_too(raw, found, bits):
     """Of all candidates, searched on the activations; some sites, for time."""
     for site in list(raw.sites)[::12]:

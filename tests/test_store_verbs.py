@@ -6,13 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ANALYTIC, tree
+from conftest import ANALYTIC, slow_unless, tree
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -322,15 +322,33 @@ def test_stages_with_other_sites_read_otherwise(listed):
     assert max(map(len, words)) <= 50
 
 
-def test_what_tells_many_stages_apart_is_found_in_a_time_by_their_number():
-    def seconds(number):
-        digests = {f"weights.{j}": "ab" * 32 for j in range(4)}
-        known = {i: {"k": i % 2, "seed": i} | digests | {"source": i % 3} for i in range(number)}
-        start = time.process_time()
-        _differences(known)
-        return time.process_time() - start
+class Counted(str):
+    """A text whose comparisons a profiler sees: those that the interpreter makes itself, too."""
 
-    assert seconds(2_000) < 16 * min(seconds(250) for _ in range(3)) + 0.01  # for 8 times as many
+    def __eq__(self, other):
+        return str(self) == str(other)
+
+    __hash__ = str.__hash__
+
+
+def test_what_tells_many_stages_apart_is_found_in_steps_by_their_number():
+    """Counted are calls, of Python and of C: a time would be another one on a busy machine."""
+
+    def calls(number):
+        digests = {f"weights.{j}": "ab" * 32 for j in range(4)}
+        known = {
+            i: {"k": i % 2, "rule": Counted("midpoint"), "seed": i} | digests | {"source": i % 3}
+            for i in range(number)
+        } | {"other": {"rule": Counted("normal")}}
+        events = Counter()
+        sys.setprofile(lambda frame, event, what: events.update([event]))
+        try:
+            _differences(known)
+        finally:
+            sys.setprofile(None)
+        return events["call"] + events["c_call"]
+
+    assert calls(400) < 5 * calls(100)
 
 
 @pytest.mark.parametrize("path", ["weights.a", "backends"])
@@ -1101,25 +1119,24 @@ def test_names_of_files_are_not_written_raw_to_the_terminal(sampled, call):
 STRANGE = (None, 10**15, "text", [], [[1]], {"a": [1]})
 
 
-def test_a_stage_json_may_say_anything(sampled, call):
+@pytest.mark.parametrize("kind", slow_unless(["trajectories"], ["conditioning", "trajectories"]))
+def test_a_stage_json_may_say_anything(sampled, call, kind):
     """Intact by its digest, but of contents that nobody would write."""
-    for kind in ("conditioning", "trajectories"):
-        stage = stage_of(sampled, kind)
-        document = read_stamped(stage.path("stage.json"))
-        places = [*document["inputs"], "statistics", "rule", "trajectories", "sites", "sampler"]
-        for key in places:
-            for value in STRANGE:
-                changed = {**document, "inputs": {**document["inputs"], key: value}}
-                publish_json(stage.path("stage.json"), stamp(changed))
-                survey = Survey.of(sampled / "store")
-                assert as_json(survey)["stages"]
-                list(verify_stages(survey.chosen(kind)))
-        for key in ("inputs", "backends", "stage", "fingerprint", "schema"):
-            for value in STRANGE:
-                publish_json(stage.path("stage.json"), stamp({**document, key: value}))
-                assert call("ls", sampled)[0] == 0
-                assert call("verify", sampled)[0] in (0, 5)
-        publish_json(stage.path("stage.json"), stamp(document))
+    stage = stage_of(sampled, kind)
+    document = read_stamped(stage.path("stage.json"))
+    places = [*document["inputs"], "statistics", "rule", "trajectories", "sites", "sampler"]
+    for key in places:
+        for value in STRANGE:
+            changed = {**document, "inputs": {**document["inputs"], key: value}}
+            publish_json(stage.path("stage.json"), stamp(changed))
+            survey = Survey.of(sampled / "store")
+            assert as_json(survey)["stages"]
+            list(verify_stages(survey.chosen(kind)))
+    for key in ("inputs", "backends", "stage", "fingerprint", "schema"):
+        for value in STRANGE:
+            publish_json(stage.path("stage.json"), stamp({**document, key: value}))
+            assert call("ls", sampled)[0] == 0
+            assert call("verify", sampled)[0] in (0, 5)
 
 
 def test_the_command_line_passes_the_exit_code_on(sampled, taqdit):

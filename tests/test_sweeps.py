@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ANALYTIC, command
+from conftest import ANALYTIC, command, slow_unless
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
@@ -187,6 +187,10 @@ def test_nothing_runs_if_a_job_has_a_problem(taqdit, tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
+NO_RULE = "timestep_selection=glob(zzz*)"
+
+
+@pytest.mark.slow
 def test_the_exit_code_of_a_refused_sweep_is_that_of_a_run(taqdit, tmp_path):
     files = "inputs.statistics=none.npz,missing.npz"
     assert taqdit("-m", *ANALYTIC, files).returncode == 3
@@ -194,7 +198,7 @@ def test_the_exit_code_of_a_refused_sweep_is_that_of_a_run(taqdit, tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.parametrize("nothing", ["timestep_selection=glob(zzz*)", "sampler.seed=range(0,0)"])
+@pytest.mark.parametrize("nothing", slow_unless([NO_RULE], [NO_RULE, "sampler.seed=range(0,0)"]))
 def test_a_sweep_without_a_job_is_an_error(taqdit, tmp_path, nothing):
     done = taqdit("-m", *ANALYTIC, "sampler.cfg_scale=1.5,4", nothing)
     assert done.returncode == 2
@@ -243,6 +247,7 @@ def test_failed_jobs_do_not_stop_the_rest_and_are_named(tmp_path, batches):
     assert f"COMPARED 0 1 2 3 INTO {root}\n" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_before_its_run_begins_leaves_a_summary(tmp_path):
     done = sweep(tmp_path, "sampler.seed=0,1", "hydra.job.chdir=true")
     assert done.returncode == 2
@@ -253,6 +258,7 @@ def test_a_job_that_fails_before_its_run_begins_leaves_a_summary(tmp_path):
     assert "COMPARED" not in done.stdout  # there is nothing to compare
 
 
+@pytest.mark.slow
 def test_a_sweep_says_where_its_comparison_lies(tmp_path):
     done = sweep(tmp_path, "sampler.seed=0,1")
     assert done.returncode == 0, done.stderr
@@ -262,6 +268,7 @@ def test_a_sweep_says_where_its_comparison_lies(tmp_path):
     assert lines[-2] == f"COMPARED 0 1 INTO {root}"
 
 
+@pytest.mark.slow
 def test_a_plan_is_not_compared(tmp_path):
     done = sweep(tmp_path, "sampler.seed=0,1", "preflight=only")
     assert done.returncode == 0, done.stderr
@@ -269,6 +276,7 @@ def test_a_plan_is_not_compared(tmp_path):
     assert "COMPARED" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_comparison_that_fails_hides_no_result(tmp_path):
     broken = "raise ValueError('no page')"
     done = sweep(tmp_path, "sampler.seed=0,1", then=broken)
@@ -278,6 +286,7 @@ def test_a_comparison_that_fails_hides_no_result(tmp_path):
     assert [each["status"] for each in summaries(tmp_path).values()] == ["ok", "ok"]
 
 
+@pytest.mark.slow
 def test_failed_jobs_come_before_a_failed_comparison(tmp_path):
     targets = "model._target_=analytic.poisoned,analytic.gaussian"
     broken = "from taqdit.errors import StorageError; raise StorageError('no space')"
@@ -372,6 +381,7 @@ def test_what_launchers_send_to_other_processes_can_be_pickled():
     assert error.args == ("a", "b")
 
 
+@pytest.mark.slow
 def test_a_sweep_without_the_callback_still_fails(taqdit):
     targets = "model._target_=analytic.poisoned,analytic.gaussian"
     done = taqdit("-m", *ANALYTIC, targets, "~hydra.callbacks.sweep")
@@ -379,6 +389,7 @@ def test_a_sweep_without_the_callback_still_fails(taqdit):
     assert len(told(done)) == 1
 
 
+@pytest.mark.slow
 def test_the_application_module_sweeps_too(tmp_path):
     _, env = command()
     line = [sys.executable, "-m", "taqdit.run", "-m", *ANALYTIC]

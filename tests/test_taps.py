@@ -305,6 +305,7 @@ def test_an_interrupt_anywhere_leaves_the_model_as_it_was(flux, event, only):
     assert inputs(taps(), flux.forward)[0].keys() == inputs(first, flux.forward)[0].keys()
 
 
+@pytest.mark.slow
 def test_an_interrupt_in_the_with_statement_itself_is_mended_by_restore(flux):
     taps, before = taps_of(flux.mmdit, flux.spec), identities(flux.mmdit)
     files, gaps = ("/tracer/taps.py", "/contextlib.py"), 0

@@ -146,7 +146,7 @@ def wandb_view(folder):
     [(tracking.local(), local_view), (tracking.wandb(mode="offline"), wandb_view)],
     ids=["local", "wandb"],
 )
-@pytest.mark.parametrize("ok", [True, False])
+@pytest.mark.parametrize("ok", slow_unless([True], [True, False]))
 def test_what_is_told_can_be_read_back(folder, options, view, ok):
     tracker = start(options, folder)
     tell(tracker, folder)
@@ -252,6 +252,7 @@ def test_infinite_outer_edges_become_finite_for_wandb():
 # --- W&B in particular ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_values_are_drawn_against_their_axis(folder):
     tracker = start(tracking.wandb(mode="offline"), folder)
     tell(tracker, folder)
@@ -265,7 +266,7 @@ def test_values_are_drawn_against_their_axis(folder):
     assert chart["panel_config"]["stringSettings"]["xname"] == "sigma"
 
 
-@pytest.mark.parametrize("beyond", [0, 1])
+@pytest.mark.parametrize("beyond", slow_unless([1], [0, 1]))
 def test_the_artifact_is_a_reference_and_large_ones_are_not_read(beyond, folder):
     with (folder / "a.bin").open("wb") as file:
         file.truncate(CHECKSUM_BYTES + beyond)
@@ -280,6 +281,7 @@ def test_the_artifact_is_a_reference_and_large_ones_are_not_read(beyond, folder)
     assert not list(folder.glob("wandb/**/a.bin"))
 
 
+@pytest.mark.slow
 def test_wandb_leaves_the_process_as_it_was(folder, capfd):
     before = sys.exit, sys.excepthook, dict(os.environ)
     tracker = start(tracking.wandb(mode="offline"), folder)
@@ -601,8 +603,11 @@ def taken(folder):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-@pytest.mark.parametrize("how", ["raise", "hang"])
-@pytest.mark.parametrize("where", ["init", "log", "log_artifact", "finish"])
+PLACES = ("init", "log", "log_artifact", "finish")
+RAISE, HANG = ([(where, how) for where in PLACES] for how in ("raise", "hang"))
+
+
+@pytest.mark.parametrize(("where", "how"), slow_unless([*RAISE, ("log", "hang")], RAISE + HANG))
 @shows(
     "P15",
     "W&B raises or hangs in init, log, log_artifact, finish: the record is complete",
@@ -721,6 +726,7 @@ def test_a_crash_of_the_service_harms_nothing(folder, caplog, tmp_path, monkeypa
     assert gone("taqdit.tracking.mirror", str(folder))
 
 
+@pytest.mark.slow
 def test_a_killed_mirror_takes_the_service_with_it(folder):
     tracker = start(tracking.wandb(mode="offline"), folder)
     while not tracker.location.endswith("-r1"):
@@ -764,6 +770,7 @@ def test_two_mirrors_in_one_process_are_two_runs(folder, fake, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_one_failed_run_does_not_spoil_the_next(folder, fake, tmp_path):
     first = fake("log", "hang")
     tracker = start(tracking.wandb(mode="offline", **QUICK), folder)
@@ -876,7 +883,7 @@ def gone(*words, patience=30):
     return True
 
 
-@pytest.mark.parametrize("fault", slow_unless(["log", "exit hook"], FAULTS))
+@pytest.mark.parametrize("fault", slow_unless(["log"], FAULTS))
 @shows("P15", "W&B sleeps in import, init, log, finish, its exit hook: the process ends", trials=1)
 def test_the_process_ends_though_wandb_sleeps(fault, tmp_path):
     module, ending, warned = FAULTS[fault]
@@ -951,6 +958,7 @@ def test_the_key_is_in_no_command_line(tmp_path):
 
 
 @shows("P18", "an online run: neither command line nor key is sent", trials=1)
+@pytest.mark.slow
 def test_the_command_line_and_the_key_stay_at_home(tmp_path):
     with wandb_stub.Server() as server:
         environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
@@ -964,6 +972,7 @@ def test_the_command_line_and_the_key_stay_at_home(tmp_path):
 
 
 @shows("P15", "a server that stops answering in mid-run", trials=1)
+@pytest.mark.slow
 def test_an_outage_in_mid_run_costs_the_patience_it_was_given(tmp_path):
     with wandb_stub.Server(stall=True) as server:
         environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import wandb_files
 import wandb_stub
+from conftest import slow_unless
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -246,7 +247,10 @@ def chart(folder):
 
 @pytest.mark.parametrize(
     ("curves", "points", "shown"),
-    [(30, 30, 30), (64, 100, 64), (65, 2, 64), (191, 50, 64), (191, 1000, 10), (3, 20000, 1)],
+    slow_unless(
+        [(191, 50, 64)],
+        [(30, 30, 30), (64, 100, 64), (65, 2, 64), (191, 50, 64), (191, 1000, 10), (3, 20000, 1)],
+    ),
 )
 def test_a_chart_has_the_lines_that_can_be_drawn(curves, points, shown, folder, caplog):
     caplog.set_level(logging.INFO, logger="taqdit")
@@ -268,6 +272,7 @@ def test_a_chart_has_the_lines_that_can_be_drawn(curves, points, shown, folder, 
     assert words_of(caplog) == [words] * (shown < curves)
 
 
+@pytest.mark.slow
 def test_what_is_no_number_is_a_gap_in_a_curve(folder, caplog):
     tracker = start(offline(), folder)
     ys = {"a": [math.nan, 1.0], "b": [1.0, math.inf], "c": [math.nan, -math.inf]}
@@ -313,7 +318,7 @@ def track(folder, server, how, monkeypatch):
     tracker.finish(ok=True)
 
 
-@pytest.mark.parametrize("how", ["online", "sync"])
+@pytest.mark.parametrize("how", slow_unless(["online"], ["online", "sync"]))
 def test_a_server_gets_everything(how, folder, monkeypatch, caplog):
     with wandb_stub.Server() as server:
         track(folder, server, how, monkeypatch)
@@ -343,6 +348,7 @@ def test_a_server_gets_everything(how, folder, monkeypatch, caplog):
     assert words_of(caplog) == []
 
 
+@pytest.mark.slow
 def test_a_trajectory_set_that_cannot_be_linked_costs_nothing_else(folder, monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="taqdit")
     with wandb_stub.Server(refuse=True) as server:
@@ -393,6 +399,7 @@ def much(tracker, *, steps, sites, bins):
         )
 
 
+@pytest.mark.slow
 def test_a_whole_run_waits_for_a_wandb_that_is_slow_to_begin(folder, tmp_path, monkeypatch, caplog):
     wandb = wandb_stub.Fake(tmp_path / "fake", "init", "hang", patch=monkeypatch)
     tracker = start(offline(init_timeout=60.0), folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import wandb_stub
+from conftest import slow_unless
 from ledger import shows
 
 from taqdit.cli import verbs as cli
@@ -181,7 +182,7 @@ def test_a_picture_that_is_gone_costs_no_run(fake, tmp_path, caplog):
     assert "figures/i.png is not there any more" in caplog.text
 
 
-@pytest.mark.parametrize("how", ["raise", "crash"])
+@pytest.mark.parametrize("how", slow_unless(["raise"], ["raise", "crash"]))
 def test_a_run_that_breaks_off_again_stays_waiting(how, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", wandb_stub.SECRET)
     monkeypatch.chdir(tmp_path)

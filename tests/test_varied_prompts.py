@@ -1,5 +1,6 @@
 """The thousand prompts: different, balanced, short, plain English, varied from the first on."""
 
+import functools
 import re
 import tomllib
 from collections import Counter
@@ -19,11 +20,13 @@ TEXTS = prompts.varied_1000().texts
 CARDINALS = {"two", "three", "four", "five", "six", "seven"}
 
 
+@functools.cache
 def holds(text: str, phrase: str) -> bool:
     """Whether a prompt has the phrase as whole words."""
     return re.search(rf"(?<![\w-]){re.escape(phrase)}(?![\w-])", text, re.IGNORECASE) is not None
 
 
+@functools.cache
 def style_of(text: str) -> str:
     """The style that a prompt begins or ends with."""
     found = [s for s in STYLES if re.match(rf"An? {s} of ", text) or text.endswith(f", {s}")]

@@ -1,5 +1,6 @@
 """What rounding costs weights: against plain loops in float64, theory, and through the store."""
 
+import shutil
 import threading
 import time
 import tracemalloc
@@ -227,7 +228,7 @@ def mmdit():
     return tiny().load().mmdit
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plan():
     composed = config.compose_config(["model=tiny"])
     return replace(config.plan(composed), stages=("weights",))
@@ -244,12 +245,21 @@ class NoModel(StageContext):
         raise AssertionError("the model is loaded")
 
 
-@pytest.fixture
-def made(plan, tmp_path, mmdit):
-    """The folder of a stage that is there, and its table."""
-    bench = with_model(StageContext(plan, tmp_path), mmdit)
+@pytest.fixture(scope="module")
+def computed(plan, tmp_path_factory, mmdit):
+    """A store with the stage, where in it that lies, and its table."""
+    store = tmp_path_factory.mktemp("computed")
+    bench = with_model(StageContext(plan, store), mmdit)
     table = weight_table(bench)
-    return tmp_path / bench.report("weights").folder, table
+    return store, bench.report("weights").folder, table
+
+
+@pytest.fixture
+def made(computed, tmp_path):
+    """The folder of a stage that is there, and its table."""
+    store, folder, table = computed
+    shutil.copytree(store, tmp_path, dirs_exist_ok=True)
+    return tmp_path / folder, table
 
 
 def shard(folder):

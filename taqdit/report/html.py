@@ -8,6 +8,7 @@ configurations are foreign. The same data give the same bytes.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import math
 import struct
@@ -15,7 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 Cell = str | float | int | None  # None: no value here
 
@@ -106,25 +111,8 @@ def render(report: Report) -> bytes:
 
     Raises ValueError for a picture that is no PNG and for a link that is not relative.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "shown": shown,
-        "attributes": cell_attributes,
-        "link": relative_link,
-        "size": png_size,
-        "base64": lambda data: base64.b64encode(data).decode("ascii"),
-        "suffix": lambda path: PurePosixPath(path).suffix.lstrip(".").upper() or path,
-    }
     style, script = (_template(name) for name in ("report.css", "report.js"))
-    page = environment.get_template("report.html.j2").render(
+    page = _page().render(
         report=report, style=style, script=script, policy=_policy(style=style, script=script),
         small=SMALL, wide=WIDE,
     )  # fmt: skip
@@ -194,6 +182,29 @@ def png_size(data: bytes) -> tuple[int, int]:
         raise ValueError("a picture of the report is no PNG")
     width, height = struct.unpack(">II", data[16:24])
     return width, height
+
+
+@functools.cache
+def _page() -> Template:
+    """The compiled template: compiling it takes longer than rendering a page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "shown": shown,
+        "attributes": cell_attributes,
+        "link": relative_link,
+        "size": png_size,
+        "base64": lambda data: base64.b64encode(data).decode("ascii"),
+        "suffix": lambda path: PurePosixPath(path).suffix.lstrip(".").upper() or path,
+    }
+    return environment.get_template("report.html.j2")
 
 
 def _template(name: str) -> str:

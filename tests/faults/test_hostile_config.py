@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from conftest import ANALYTIC, ROOT, tree
+from conftest import ANALYTIC, ROOT, slow_unless, tree
 from ledger import shows
 
 from taqdit import config
@@ -110,7 +110,7 @@ def test_no_target_outside_the_options_is_run(canary, target):
         config.build(option)
 
 
-@pytest.mark.parametrize("group", config.GROUPS)
+@pytest.mark.parametrize("group", slow_unless(["model", "plots"], config.GROUPS))
 @shows("P17", "`os.system` in each group of the command line and of a file: exit 2", trials=2)
 def test_every_group_refuses_code(canary, group, tmp_path_factory):
     for how in ("line", "file"):
@@ -252,7 +252,10 @@ def test_files_dropped_into_the_packages_own_folder_are_looked_at(tmp_path, grou
         refuse_code([], tmp_path)
 
 
-@pytest.mark.parametrize("flag", ["--config-dir", "-cd", "--config-dir=", "--config-path"])
+FLAGS = ("--config-dir", "-cd", "--config-dir=", "--config-path")
+
+
+@pytest.mark.parametrize("flag", slow_unless(["--config-dir"], FLAGS))
 @shows("P17", "a folder of hostile YAML given to the command by each flag: exit 2", trials=1)
 def test_the_flags_of_the_command(taqdit, tmp_path, flag):
     (tmp_path / "theirs").mkdir()
@@ -301,6 +304,7 @@ def test_other_variables_can_be_referred_to(tmp_path, monkeypatch):
 
 
 @shows("P18", "a whole run with API keys in its environment: no file and no line holds one")
+@pytest.mark.slow
 def test_a_planted_key_is_in_no_output(taqdit, tmp_path):
     keys = {"WANDB_API_KEY": KEY, "HF_TOKEN": "hf_" + "a1B2" * 9, "MY_PASSWORD": "correct horse ba"}
     done = taqdit(*ANALYTIC, "tracking=wandb", "tracking.mode=offline", **keys)

@@ -38,6 +38,7 @@ def require(found):
 
 
 @shows("P16", "hostile files for every loader: one line or right data, in 1 s and 50 MB resident")
+@pytest.mark.slow
 def test_hostile_files_everywhere(tmp_path):
     return require(opened_all(tmp_path))
 

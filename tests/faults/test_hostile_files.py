@@ -447,6 +447,7 @@ def mutations(draw):
 @shows("P16", "mutated .npz: refused, or the right data", trials=400)
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mutations())
+@pytest.mark.slow
 def test_a_mutated_file_is_refused_or_right(tmp_path, content):
     path = tmp_path / "mutated.npz"
     path.write_bytes(content)

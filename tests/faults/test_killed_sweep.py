@@ -3,14 +3,13 @@
 import os
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import tree
 from grid import BATCHES, FORWARDS, JOBS, Grid, Sweep, kill, whole
 from ledger import shows
 
-KILLS, STORES = 10, 2  # in the quick test, together: five after one another in each store
+KILLS = 10
 LINGER = 0.6  # seconds: at most this long after the call that a kill waits for
 SEED = "TAQDIT_TEST_SEED"
 
@@ -18,8 +17,8 @@ SEED = "TAQDIT_TEST_SEED"
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """The uninterrupted sweep, and its store's files."""
-    grid, sweep = whole(tmp_path_factory)
-    return sweep, tree(grid.store)
+    _, sweep, store = whole(tmp_path_factory)
+    return sweep, store
 
 
 @pytest.fixture
@@ -88,26 +87,18 @@ def finished(grid, killed, reference, store):
 @shows("P21", "an 18-job sweep killed along its way, then run again: only what was lost is made")
 @pytest.mark.slow
 def test_killed_ten_times_along_the_way(tmp_path, reference, rng):
-    """Five kills after one another in each of two stores, spread over the work."""
+    """After one another in one store, spread over the work."""
     sweep, store = reference
-    each = KILLS // STORES
     total = len([call for calls in sweep.calls.values() for call in calls])
-
-    def course(number):
-        grid = Grid(tmp_path / str(number))
-        killed = killed_in_a_chain(grid, moments[number], sweep)
-        finished(grid, killed, sweep, store)
-        return len(killed)
-
     moments = [
-        [(int((i + rng.random()) * total / each), rng.uniform(0, LINGER)) for i in range(each)]
-        for _ in range(STORES)
+        (int((i + rng.random()) * total / KILLS), rng.uniform(0, LINGER)) for i in range(KILLS)
     ]
     print("killed after (calls, seconds):", moments)
-    with ThreadPoolExecutor(STORES) as pool:
-        killed = sum(pool.map(course, range(STORES)))
-    assert killed == KILLS
-    return killed
+    grid = Grid(tmp_path)
+    killed = killed_in_a_chain(grid, moments, sweep)
+    finished(grid, killed, sweep, store)
+    assert len(killed) == KILLS
+    return KILLS
 
 
 @shows("P21", "an 18-job sweep killed once, at moments spread over its whole time")

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import ANALYTIC, command, tree
+from conftest import ANALYTIC, command, slow_unless, tree
 from ledger import shows
 
 SETTINGS = (*ANALYTIC, "model._target_=analytic.slow", "calibration.export=false")
@@ -103,7 +103,7 @@ def test_killed_many_times_the_store_is_byte_identical(tmp_path, reference):
     "Ctrl-C and SIGTERM after the first batch: exit 130, then the uninterrupted store",
     trials=1,
 )
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", slow_unless([signal.SIGINT], [signal.SIGINT, signal.SIGTERM]))
 def test_an_interrupt_keeps_what_is_published(tmp_path, reference, number):
     process = start(tmp_path)
     shards = "outputs/store/trajectories/*/{}.safetensors"

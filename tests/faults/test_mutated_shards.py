@@ -32,6 +32,7 @@ def in_a_child(folder, number, seed):
 
 
 @shows("P16", "shards of seven kinds changed, half of them under a digest made anew")
+@pytest.mark.slow
 def test_mutated_shards(tmp_path):
     return in_a_child(tmp_path, 10_000, 0)
 
@@ -40,6 +41,10 @@ def test_mutated_shards(tmp_path):
 @shows("P16", "shards of seven kinds changed, half of them under a digest made anew, at length")
 def test_many_mutated_shards(tmp_path):
     return in_a_child(tmp_path, 100_000, 1)
+
+
+def test_a_few_mutated_shards(tmp_path):
+    in_a_child(tmp_path, 600, 3)
 
 
 def test_each_kind_is_read_as_it_was_written(tmp_path):

@@ -116,7 +116,9 @@ def sound(tmp_path_factory):
 
 
 @pytest.mark.parametrize("value", slow_unless([np.inf], [np.nan, np.inf, -np.inf]), ids=str)
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+@pytest.mark.parametrize(
+    "place", slow_unless([activation, latent], PLACES), ids=lambda place: place.__name__
+)
 @shows("P8", "one element of a latent, prediction, activation, weight: NaN, Inf, -Inf", trials=1)
 def test_one_poisoned_element_is_named_and_not_stored(tmp_path, monkeypatch, sound, place, value):
     import poison

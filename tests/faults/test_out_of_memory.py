@@ -55,7 +55,7 @@ def run(tmp_path, monkeypatch):
     return launch
 
 
-@pytest.mark.parametrize("how", slow_unless(["mlx", "metal", "python"], OUT_OF_MEMORY))
+@pytest.mark.parametrize("how", slow_unless(["mlx"], OUT_OF_MEMORY))
 @shows("P14", "a forward fails as Python, NumPy, MLX, Metal, CUDA, the system say it", trials=1)
 def test_the_batch_size_to_try_is_named_and_works(tmp_path, run, how):
     run(how)  # batches of 2 fit
@@ -187,6 +187,7 @@ def test_what_an_error_came_from_counts():
 @shows(
     "P14", "a process whose memory is capped (RLIMIT_AS): exit 2, then a smaller batch", trials=1
 )
+@pytest.mark.slow
 def test_a_process_with_little_memory(tmp_path):
     """One array of four gigabytes in three."""
     large = (

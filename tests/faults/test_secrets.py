@@ -122,16 +122,11 @@ def test_secrets_are_found_where_plain_patterns_find_them(text):
 
 @pytest.mark.parametrize("begin", ["a=", "a={token:", "a={token:'", "a='"])
 @pytest.mark.parametrize("unit", ["abcd", "\\abc", "\\'\\'", "'\\'\\", "[[[["])
-def test_a_long_value_takes_time_by_its_length_alone(begin, unit):
-    def seconds(length):
-        text, taken = begin + unit * (length // 4), []
-        for _ in range(3):
-            start = time.process_time()
-            mask_settings(text, {})
-            taken.append(time.process_time() - start)
-        return min(taken)
-
-    assert seconds(8_000) < 10 * seconds(2_000) + 0.005
+def test_a_long_value_takes_no_time_by_the_square_of_its_length(begin, unit):
+    """10 ms by its length alone; the patterns above take 10 to 40 s."""
+    started = time.process_time()
+    mask_settings(begin + unit * 12_500, {})
+    assert time.process_time() - started < 3
 
 
 def test_what_is_typed_and_then_overridden_is_hidden_too():
@@ -147,8 +142,11 @@ def test_a_refused_argument_is_told_without_its_secret():
     assert "mine" not in problem.text
 
 
+SLOW = pytest.mark.slow
+
+
 @shows("P18", "secrets on a command line, of a run and of a sweep: in no file either", trials=1)
-@pytest.mark.parametrize("sweep", [(), ("-m", "sampler.seed=0,1")])
+@pytest.mark.parametrize("sweep", [(), pytest.param(("-m", "sampler.seed=0,1"), marks=SLOW)])
 def test_what_hydra_writes_down_holds_no_secret(taqdit, tmp_path, sweep):
     """On the terminal a sweep repeats its command line."""
     few = ("sampler.num_trajectories=2", "tracking=local", "analysis=none")

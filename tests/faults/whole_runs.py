@@ -4,6 +4,7 @@ Run as a program (`quotas`, or within a mount namespace of its own `small_disks`
 limits and prints what came of it as JSON.
 """
 
+import copy
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import BinaryIO
@@ -22,9 +24,12 @@ from unittest.mock import patch
 
 import numpy as np
 from conftest import ANALYTIC, ROOT, tree
+from omegaconf import DictConfig
 from store_lab import FaultyDisk, QuickDisk, using
 
 import taqdit as package
+from taqdit import config as configuration
+from taqdit.config import compose_config
 from taqdit.errors import TaqditError
 from taqdit.store import Stage, parallel
 from taqdit.store_tools.survey import Survey
@@ -50,10 +55,25 @@ EMBEDDED = (  # every stage, of one trajectory
 UNIMPORTANT = (".tmp", ".claim")  # that a dead process may leave in a stage
 
 
+@cache
+def _composed(settings: tuple[str, ...]) -> DictConfig:
+    return compose_config(settings, with_hydra=True)
+
+
+def _compose_once(overrides: list[str], *, with_hydra: bool) -> DictConfig:
+    """The configuration of `overrides`, of which the last is the output folder."""
+    *settings, folder = overrides
+    composed = copy.deepcopy(_composed(tuple(settings)))
+    composed.output_dir = folder.partition("=")[2]
+    return composed
+
+
 def run(settings: tuple[str, ...], root: Path) -> TaqditError | None:
-    """A run into `root`: how it ended."""
+    """A run into `root`: how it ended. Of hundreds that differ in their folder alone the first one
+    composes its configuration, which takes longer than the rest of a run."""
     try:
-        package.launch([*settings, f"output_dir={root}"])
+        with patch.object(configuration, "compose_config", _compose_once):
+            package.launch([*settings, f"output_dir={root}"])
     except TaqditError as error:
         return error
     return None
