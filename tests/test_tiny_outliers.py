@@ -83,7 +83,7 @@ def test_exact_changes_leave_what_is_computed(model, weights, change):
     assert len(changed) >= 2
     for name in changed:  # each of them is needed
         part = weights | {name: former[name]}
-        assert decibels(before, velocity(model, part)) < 60, name
+        assert decibels(before, velocity(model, part)) < 75, name
 
 
 def test_small_factors_are_those_that_float16_can_hold(weights):
@@ -93,7 +93,7 @@ def test_small_factors_are_those_that_float16_can_hold(weights):
     bias = weights[adaln][128:256]
     np.testing.assert_array_equal(bias.astype(np.float16).astype(np.float64), bias)
     np.testing.assert_allclose(1 + bias, s * gain, rtol=1e-12)
-    np.testing.assert_allclose(s, 0.01, rtol=0.06)
+    np.testing.assert_allclose(s * gain, 0.01 * gain, atol=2.5e-4)
 
 
 def test_a_new_fit_finds_the_linear_that_was_hidden():
@@ -107,10 +107,10 @@ def test_a_new_fit_finds_the_linear_that_was_hidden():
 
 def test_factors_reach_the_target():
     rng = np.random.default_rng(2)
-    lean = np.linspace(1, 0.4, 30)[:, None, None] * (np.arange(128) % 2)
-    rise = np.linspace(0.4, 1, 30)[:, None, None] * (1 - np.arange(128) % 2)
-    peaks = (lean + rise) * np.exp(0.3 * rng.standard_normal((1, 1, 128))) * np.ones((30, 4, 1))
-    for target in (targets.Target(20, 50), targets.Target(9, 6, 2), targets.IMAGE_QKV[4]):
+    falling, rising = np.linspace(1, 0.4, 30), np.linspace(0.4, 1, 30)
+    course = np.stack([falling, rising, np.ones(30)], axis=1)[:, None, np.arange(128) % 3]
+    peaks = course * np.exp(0.3 * rng.standard_normal(128)) * np.ones((30, 4, 1))
+    for target in (targets.Target(20, 50, least=0.8), targets.Target(9, 6, 2, least=0.8)):
         site = sd3.of_site((peaks * targets.factors(peaks, target, rng)).max(axis=1))
         assert site.peak == pytest.approx(target.peak)
         assert site.ratio == pytest.approx(target.ratio, rel=0.25)

@@ -4,7 +4,7 @@ measured weights.
     uv run --extra train python -m taqdit.models.tiny.train              # everything
     uv run --extra train python -m taqdit.models.tiny.train vae flow     # these stages
     uv run --extra train python -m taqdit.models.tiny.train --steps-scale 0.003   # a smoke run
-    uv run python -m taqdit.models.tiny.train outliers hardness likeness --start-from PLAIN  # no torch
+    uv run python -m taqdit.models.tiny.train outliers hardness --start-from PLAIN   # no torch
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Stage `likeness`: whether the weights with outliers still draw what the plain ones draw.
 
-Both draw the same held-out captions from the same noise, 30 steps, CFG 2, by DiffusionKit's classes.
+Both draw the same held-out captions from the same noise, 30 steps, CFG 2, on
+DiffusionKit's classes.
 """
 
 from __future__ import annotations

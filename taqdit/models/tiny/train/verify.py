@@ -27,7 +27,7 @@ SIGMAS = (1.0, 0.93, 0.6, 0.25, 0.0089)
 
 
 def verify(run: Run) -> None:
-    """Writes verify.json: the largest absolute difference of each part. Raises NumericError."""
+    """Writes verify.json: the largest difference of each part. Raises NumericError."""
     largest = differences(run.weights)
     publish_bytes(run.work / "verify.json", (json.dumps(largest, indent=1) + "\n").encode())
     refuse(largest)
@@ -44,7 +44,8 @@ def refuse(largest: dict[str, float]) -> None:
 
 
 def differences(folder: Path) -> dict[str, float]:
-    """The largest absolute difference of each part, by name; tokens count the unequal ids."""
+    """The largest difference of each part, by name, as a share of its largest magnitude where that
+    is above 1; tokens count the unequal ids."""
     twin = Twin(folder)
     checks: dict[str, Callable[[], float]] = {
         "token ids": twin.ids_differ,
@@ -203,7 +204,8 @@ class Twin:
 
 
 def _apart(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    return float(np.abs(a - b).max())
+    """The largest difference, as a share of the largest magnitude where that is above 1."""
+    return float(np.abs(a - b).max() / max(1.0, np.abs(b).max()))
 
 
 def _nchw(array: NDArray[np.float32]) -> Tensor:
