@@ -1,7 +1,7 @@
 """Stage `hardness`: how far the weights are from SD3's outliers, and what quantizing them costs.
 
-The captions and the noise are others than those of the surgery; scales and Hessians come from
-trained captions, figures from held-out ones.
+Scales and Hessians come from captions of the training distribution, as the surgery's do; figures
+from held-out ones.
 """
 
 from __future__ import annotations
