@@ -29,7 +29,8 @@ from taqdit.models.tiny.train import (  # noqa: E402
     verify,
 )
 from taqdit.models.tiny.train.linear import Linear  # noqa: E402
-from taqdit.models.tiny.train.loop import Average, Dice, Run, Trapezoid  # noqa: E402
+from taqdit.models.tiny.train.loop import Average, Dice, Trapezoid  # noqa: E402
+from taqdit.models.tiny.train.run import Run  # noqa: E402
 from taqdit.models.tiny.train.sampling import sigmas  # noqa: E402
 from taqdit.models.tiny.train.vae import from_model, normalise, to_model  # noqa: E402
 
@@ -60,24 +61,24 @@ def weights_of(folder):
 
 
 def test_export_has_the_tensors_of_the_shipped_files(trained):
-    made, shipped = (weights_of(folder) for folder in (trained.work / "weights", WEIGHTS))
+    made, shipped = (weights_of(folder) for folder in (trained.plain, WEIGHTS))
     assert made.keys() == shipped.keys()
     for name, tensors in shipped.items():
         shapes = {key: (value.shape, value.dtype) for key, value in tensors.items()}
         assert {key: (v.shape, v.dtype) for key, v in made[name].items()} == shapes
         assert {value.dtype for value in made[name].values()} == {np.dtype(np.float16)}
-    assert json.loads((trained.work / "weights/config.json").read_text()) == config()
+    assert json.loads((trained.plain / "config.json").read_text()) == config()
 
 
 def test_export_and_import_are_inverse(trained):
-    net, folder = stage_flow.load_flow(trained), trained.work / "weights"
+    net, folder = stage_flow.load_flow(trained), trained.plain
     again = files.load_text_to_image(folder)
     for one, other in zip(net.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(other, one.half().float(), rtol=0, atol=0)
 
 
 def test_the_context_embedder_is_padded_with_zeros(trained):
-    weight = load_file(trained.work / "weights/mmdit.safetensors")[files.CONTEXT]
+    weight = load_file(trained.plain / "mmdit.safetensors")[files.CONTEXT]
     assert weight.shape == (128, 4096)
     assert not weight[:, 160:].any()
     assert weight[:, :160].any()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from taqdit.activations import SHIFT, ChannelSums
 from taqdit.backend import mx
 
-CHUNK = 64  # addends summed one after another in float32; their sums are summed again
+CHUNK = 32  # addends summed one after another in float32; their sums are summed again
 _MAGNITUDE = 0xFFF
 _NONFINITE = 0xFF0  # smallest magnitude code of Inf and NaN
 

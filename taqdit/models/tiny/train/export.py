@@ -10,18 +10,15 @@ from safetensors.numpy import save
 from taqdit.errors import NumericError
 from taqdit.models.tiny import tokenizer
 from taqdit.models.tiny.train.files import Arrays, exported, widened
-from taqdit.models.tiny.train.loop import Run, log
+from taqdit.models.tiny.train.run import Run, log
 from taqdit.models.tiny.train.stage_classifier import load_classifier
 from taqdit.models.tiny.train.stage_flow import load_flow
 from taqdit.models.tiny.train.stage_vae import load_vae
 from taqdit.store import publish_bytes
 
-FOLDER = "weights"
-
 
 def export(run: Run) -> None:
-    """Writes `weights/` in the run's folder, the same files as the package's; `config.json` last.
-    Copying them over the package's is left to the person who has looked at the figures."""
+    """Writes `plain/` in the run's folder, the same files as the package's; `config.json` last."""
     net, config = load_flow(run), run.config
     context = config["mmdit"]["token_level_text_embed_dim"]
     parts = {
@@ -31,7 +28,7 @@ def export(run: Run) -> None:
         "vae": exported(load_vae(run, "decoder")),
         "classifier": exported(load_classifier(run)),
     }
-    folder = run.work / FOLDER
+    folder = run.plain
     folder.mkdir(parents=True, exist_ok=True)
     for name, arrays in parts.items():
         _write(folder / f"{name}.safetensors", arrays)

@@ -4,10 +4,8 @@ Schedules follow steps, never the clock, and every random number comes from the 
 stage's name: the same call gives the same weights on the same machine and number of threads.
 """
 
-import logging
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,40 +15,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from taqdit.errors import ModelError
-from taqdit.models.tiny import config as read_config
 from taqdit.models.tiny.scenes import Scenes, Split, sample_scenes
+from taqdit.models.tiny.train.run import Run
 from taqdit.store import publish_bytes
 
-log = logging.getLogger("taqdit.train")
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run: its folder, seed, the share of the full number of steps it does, and the
-    exported weights that it begins with, if any."""
-
-    work: Path
-    seed: int = 0
-    scale: float = 1.0
-    start_from: Path | None = None
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The sizes of all parts."""
-        return read_config()
-
-    def steps(self, full: int) -> int:
-        """The steps of a stage that does `full` of them in a whole run."""
-        return max(2, round(full * self.scale))
-
-    def count(self, full: int, least: int) -> int:
-        """The size of a pool or of a measurement, which shrinks with the run too."""
-        return max(least, round(full * min(1.0, self.scale)))
-
-    def dice(self, stage: str) -> "Dice":
-        """The random numbers of a stage, its own whatever other stages use."""
-        return Dice(zlib.crc32(stage.encode()) + self.seed)
 
 
 class Dice:
@@ -83,6 +52,11 @@ class Dice:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return kind(*arguments)
+
+
+def dice_of(run: Run, stage: str) -> Dice:
+    """The random numbers of a stage, its own whatever other stages use."""
+    return Dice(zlib.crc32(stage.encode()) + run.seed)
 
 
 class Trapezoid:

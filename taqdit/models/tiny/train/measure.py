@@ -19,8 +19,7 @@ from taqdit.models.tiny.render import render
 from taqdit.models.tiny.scenes import ATTRIBUTES, Scenes, Split, sample_scenes, take
 from taqdit.models.tiny.score import accuracy, frechet, read
 from taqdit.models.tiny.train import files
-from taqdit.models.tiny.train.export import FOLDER
-from taqdit.models.tiny.train.loop import Run, log
+from taqdit.models.tiny.train.run import Run, log
 from taqdit.models.tiny.train.sampling import Sampler
 from taqdit.store import publish_bytes
 
@@ -32,7 +31,7 @@ Figures = dict[str, float]
 
 def measure(run: Run) -> None:
     """Writes measure.json: accuracies by set and guidance, Frechet distances, PSNR."""
-    folder = run.work / FOLDER
+    folder = run.weights
     measured = figures(Bench(folder, folder, run.count(SEEN, 32)))
     publish_bytes(run.work / "measure.json", (json.dumps(measured, indent=1) + "\n").encode())
 

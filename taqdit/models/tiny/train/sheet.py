@@ -11,9 +11,8 @@ from PIL import Image, ImageDraw
 from taqdit.models.tiny.captions import captions
 from taqdit.models.tiny.scenes import sample_scenes, take
 from taqdit.models.tiny.train import files
-from taqdit.models.tiny.train.export import FOLDER
-from taqdit.models.tiny.train.loop import Run
 from taqdit.models.tiny.train.measure import held_out_tuples
+from taqdit.models.tiny.train.run import Run
 from taqdit.models.tiny.train.sampling import Sampler
 from taqdit.store import publish_bytes
 
@@ -33,7 +32,7 @@ ODD = (
 def sheet(run: Run) -> None:
     """Writes sheet.png, CFG 2: four rows of held-out tuples (the last of two objects), one of
     held-out shape-colour pairs, one of odd prompts."""
-    folder = run.work / FOLDER
+    folder = run.weights
     sampler = Sampler(files.load_text_to_image(folder), files.load_vae(folder))
     texts = prompts()
     pictures = sampler(texts, cfg_scale=2.0, seed=5)

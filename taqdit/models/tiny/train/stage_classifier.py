@@ -7,15 +7,15 @@ from taqdit.models.tiny.scenes import Scenes, present, take
 from taqdit.models.tiny.train.judge import Classifier
 from taqdit.models.tiny.train.loop import (
     Dice,
-    Run,
     Trapezoid,
     descend,
+    dice_of,
     drawn,
-    log,
     publish,
     restore,
 )
 from taqdit.models.tiny.train.losses import attributes
+from taqdit.models.tiny.train.run import Run, log
 
 STEPS, BATCH, POOL, RATE = 3000, 96, 8192, 2e-3
 CHECK_SEED = 98
@@ -24,7 +24,7 @@ CHECK_SEED = 98
 def train_classifier(run: Run) -> None:
     """Trained on all splits, so that it judges held-out combinations as well as trained ones;
     half of the noise levels of a generated picture's faults are covered by added noise."""
-    dice, steps = run.dice("classifier"), run.steps(STEPS)
+    dice, steps = dice_of(run, "classifier"), run.steps(STEPS)
     net = dice.initialised(Classifier, run.config).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(net.parameters(), RATE, weight_decay=1e-3, fused=True)
     schedule = Trapezoid(optimiser, steps, warmup=100, descent=0.5)

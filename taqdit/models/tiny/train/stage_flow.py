@@ -13,16 +13,16 @@ from taqdit.models.tiny.train.files import load_text_to_image
 from taqdit.models.tiny.train.loop import (
     Average,
     Dice,
-    Run,
     Trapezoid,
     descend,
-    log,
+    dice_of,
     pictures,
     publish,
     restore,
 )
 from taqdit.models.tiny.train.losses import cell_weights, noise_level
 from taqdit.models.tiny.train.mmdit import TextToImage
+from taqdit.models.tiny.train.run import Run, log
 from taqdit.models.tiny.train.stage_vae import load_vae
 from taqdit.models.tiny.train.vae import LATENT_SCALE, VAE, to_model
 from taqdit.store import publish_bytes
@@ -74,7 +74,7 @@ class Training:
     taken up with more or fewer steps in all, as long as the descent has not begun."""
 
     def __init__(self, run: Run, vae: VAE) -> None:
-        self.run, self.dice, self.step = run, run.dice("flow"), 0
+        self.run, self.dice, self.step = run, dice_of(run, "flow"), 0
         self.net = _first(run, self.dice)
         self.optimiser = torch.optim.AdamW(_groups(self.net), RATE, (0.9, 0.98), fused=True)
         self.average = Average(self.net, 0.9995)

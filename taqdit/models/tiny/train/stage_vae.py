@@ -10,15 +10,15 @@ from taqdit.models.tiny.train.files import load_vae as exported_vae
 from taqdit.models.tiny.train.loop import (
     Average,
     Dice,
-    Run,
     Trapezoid,
     descend,
+    dice_of,
     drawn,
-    log,
     publish,
     restore,
 )
 from taqdit.models.tiny.train.losses import divergence, psnr, reconstruction
+from taqdit.models.tiny.train.run import Run, log
 from taqdit.models.tiny.train.vae import LATENT_SCALE, VAE, normalise
 
 VAE_STEPS, DECODER_STEPS, BATCH, POOL = 6500, 5000, 16, 4096
@@ -51,7 +51,7 @@ def train_vae(run: Run) -> None:
 
     A linear read-out of each patch's mean colour from the latents keeps the colours of small
     objects, which are lost in a local minimum otherwise."""
-    dice, steps = run.dice("vae"), run.steps(VAE_STEPS)
+    dice, steps = dice_of(run, "vae"), run.steps(VAE_STEPS)
     vae = dice.initialised(VAE, run.config).to(memory_format=torch.channels_last)
     read_out = dice.initialised(nn.Conv2d, run.config["vae"]["latent_channels"], 3, 1)
     parameters = [*vae.parameters(), *read_out.parameters()]
@@ -104,7 +104,7 @@ def load_vae(run: Run, name: str = "vae") -> VAE:
 def train_decoder(run: Run) -> None:
     """The decoder alone, on latents with a little noise besides their posterior's: generated
     latents are never quite right. The encoder, hence the denoiser's world, stays."""
-    dice, steps = run.dice("decoder"), run.steps(DECODER_STEPS)
+    dice, steps = dice_of(run, "decoder"), run.steps(DECODER_STEPS)
     vae = load_vae(run).to(memory_format=torch.channels_last)
     decoder = vae.decoder.requires_grad_(True)
     optimiser = torch.optim.AdamW(

@@ -17,9 +17,8 @@ from taqdit.models.tiny.captions import describe
 from taqdit.models.tiny.scenes import sample_scenes
 from taqdit.models.tiny.tokenizer import Encoder
 from taqdit.models.tiny.train import files
-from taqdit.models.tiny.train.export import FOLDER
-from taqdit.models.tiny.train.loop import Run, log
 from taqdit.models.tiny.train.measure import as_input, drawn
+from taqdit.models.tiny.train.run import Run, log
 from taqdit.models.tiny.train.sampling import Sampler, noise, sigmas
 from taqdit.store import publish_bytes
 
@@ -28,8 +27,8 @@ SIGMAS = (1.0, 0.93, 0.6, 0.25, 0.0089)
 
 
 def verify(run: Run) -> None:
-    """Writes verify.json: the largest absolute difference of each part. Raises NumericError."""
-    largest = differences(run.work / FOLDER)
+    """Writes verify.json: the largest difference of each part. Raises NumericError."""
+    largest = differences(run.weights)
     publish_bytes(run.work / "verify.json", (json.dumps(largest, indent=1) + "\n").encode())
     refuse(largest)
 
@@ -45,7 +44,8 @@ def refuse(largest: dict[str, float]) -> None:
 
 
 def differences(folder: Path) -> dict[str, float]:
-    """The largest absolute difference of each part, by name; tokens count the unequal ids."""
+    """The largest difference of each part, by name, as a share of its largest magnitude where that
+    is above 1; tokens count the unequal ids."""
     twin = Twin(folder)
     checks: dict[str, Callable[[], float]] = {
         "token ids": twin.ids_differ,
@@ -204,7 +204,8 @@ class Twin:
 
 
 def _apart(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    return float(np.abs(a - b).max())
+    """The largest difference, as a share of the largest magnitude where that is above 1."""
+    return float(np.abs(a - b).max() / max(1.0, np.abs(b).max()))
 
 
 def _nchw(array: NDArray[np.float32]) -> Tensor:
