@@ -22,6 +22,8 @@ from taqdit.activations import Site
 from taqdit.activations.overview import LayerTable
 from taqdit.plots import channels, distribution, layers, style
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 GIANT = 412.0
 

@@ -20,6 +20,8 @@ from taqdit.activations import Site
 from taqdit.activations.overview import Overview, range_share
 from taqdit.plots import heatmaps, outliers, overview, style, ticks
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("qkv_in", "o_in", "fc1_in", "post_gelu")
 HEATMAPS = {

@@ -15,6 +15,8 @@ from taqdit.sampler import euler
 from taqdit.store import Stage
 from taqdit.trajectories import conditioning, sampling, shards
 
+pytestmark = pytest.mark.slow
+
 STEPS, COUNT = 4, 4
 SMALL = (
     f"schedule.num_steps={STEPS}",

@@ -26,6 +26,8 @@ from taqdit.store import aside, claim, digest, disk, document, layout, lock, sha
 from taqdit.store.stage import Stage
 from taqdit.trajectories import pictures as images
 
+pytestmark = pytest.mark.slow
+
 
 def plain(function: object) -> Callable:
     """The function itself below classmethod, property and decorators."""

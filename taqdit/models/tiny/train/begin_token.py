@@ -8,11 +8,13 @@ them can be set right with a change of rank one. `Weights` are float64 arrays by
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import erf
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from taqdit.errors import NumericError
 from taqdit.models.tiny.train.exact import Array, Weights
 
 _EPSILON = 1e-5  # of the encoders' LayerNorms
@@ -96,7 +98,7 @@ def _free_unit(weights: Weights, before: States) -> int:
 
 
 def _detect(weights: Weights, unit: int, before: States) -> None:
-    """The unit becomes the linear discriminant of the begin token: +20 for it, below -20 for all
+    """The unit becomes the linear discriminant of the begin token: 20 for it, at most -20 for all
     others, where either activation function is flat."""
     others = before.mlp_in[:, 1:].reshape(-1, before.mlp_in.shape[-1])
     centre = others.mean(axis=0)
@@ -104,6 +106,8 @@ def _detect(weights: Weights, unit: int, before: States) -> None:
     apart = before.mlp_in[0, 0] - centre
     direction = np.linalg.solve(spread, apart)
     begin, highest = apart @ direction, ((others - centre) @ direction).max()
+    if not begin > highest:
+        raise NumericError("no direction tells the begin token from all others; use more texts")
     gain = 2 * _FIRES / (begin - highest)
     weights["layers.0.linear1.weight"][unit] = gain * direction
     weights["layers.0.linear1.bias"][unit] = _FIRES - gain * (centre @ direction + begin)
@@ -163,8 +167,6 @@ def _gelu(x: Array) -> Array:
 
 def _normal(x: Array) -> Array:
     """The normal distribution function."""
-    from math import erf
-
     y: Array = 0.5 * (1 + np.vectorize(erf)(x / np.sqrt(2)))
     return y
 

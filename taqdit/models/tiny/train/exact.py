@@ -23,6 +23,7 @@ def scale_modulated(
 ) -> Array:
     """A modulated LayerNorm's output times `factors` (C,), the columns of `readers` divided.
 
+    Returns the factors that were applied, which float16 rounds a little.
     y = LN(x) (1 + scale) + shift: both shift and 1 + scale are rows of adaLN (SD3's block).
     """
     adaln, width = f"{path}.adaLN_modulation.layers.1", len(factors)
@@ -70,8 +71,8 @@ def mix_values(weights: Weights, streams: Sequence[str], mixing: Array) -> None:
 def refit(weights: Weights, linear: str, inputs: Array, outputs: Array, ridge: float) -> None:
     """The linear whose outputs (n, O) for the changed inputs (n, I) are nearest to the former
     ones: least squares with its bias, each weight held to its value by `ridge` (a share of the
-    input's mean square)."""
-    weight, bias = weights[f"{linear}.weight"], weights[f"{linear}.bias"]
+    input's variance)."""
+    weight = weights[f"{linear}.weight"]
     mean, target = inputs.mean(axis=0), outputs.mean(axis=0)
     centred = inputs - mean
     rest = outputs - target - centred @ weight.T
@@ -82,4 +83,3 @@ def refit(weights: Weights, linear: str, inputs: Array, outputs: Array, ridge: f
     change = np.linalg.solve(normal, (centred.T @ rest) / size[:, None]) / size[:, None]
     weights[f"{linear}.weight"] = weight + change.T
     weights[f"{linear}.bias"] = target - (weight + change.T) @ mean
-    del bias

@@ -29,7 +29,7 @@ COUNT = 16
 
 def hardness(run: Run) -> None:
     """Writes hardness.json and prints its tables; beside the plain weights where they are known."""
-    plain = run.plain if run.plain.exists() else run.start_from
+    plain = run.without_outliers
     measured = {"weights": figures(run.weights)}
     if plain is not None:
         measured["plain"] = figures(plain)

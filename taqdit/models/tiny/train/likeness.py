@@ -32,7 +32,7 @@ Pictures = NDArray[np.uint8]
 def likeness(run: Run) -> None:
     """Writes likeness.json: attributes obeyed (per cent), Frechet distances to real pictures, and
     dB of velocity and pictures against the plain weights'. Raises ModelError without those."""
-    plain = run.plain if run.plain.exists() else run.start_from
+    plain = run.without_outliers
     if plain is None:
         raise ModelError("the plain weights are not known: name their folder by --start-from")
     count = run.count(COUNT, BATCH)

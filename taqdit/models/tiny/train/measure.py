@@ -31,7 +31,7 @@ Figures = dict[str, float]
 
 def measure(run: Run) -> None:
     """Writes measure.json: accuracies by set and guidance, Frechet distances, PSNR."""
-    folder = run.weights
+    folder = run.plain
     measured = figures(Bench(folder, folder, run.count(SEEN, 32)))
     publish_bytes(run.work / "measure.json", (json.dumps(measured, indent=1) + "\n").encode())
 

@@ -9,6 +9,7 @@ not those that anything is judged with.
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ _AS_THEY_ARE = (
 
 def outliers(run: Run) -> None:
     """Writes `weights/` from `plain/`, or from the weights that the run starts from."""
-    source = run.plain if run.plain.exists() else run.start_from
+    source = run.without_outliers
     if source is None:
         raise ModelError(
             f"{run.plain} does not exist; run the stage 'export' first, or name a folder of weights"
@@ -52,10 +53,13 @@ def operated(source: Path, folder: Path, seed: int) -> None:
     parts = {name: _read(source / f"{name}.safetensors") for name in PARTS}
     rng = np.random.default_rng(seed)
     text_outliers(parts, config(source), rng)
-    surgery.mix_heads(parts["mmdit"], rng)
-    write(parts, source, folder)
+    surgery.mix_heads(parts["mmdit"], rng, config(source)["mmdit"]["num_heads"])
     log.info("outliers: the text encoders are done; a sampling to look at the denoiser")
-    surgery.operate(parts["mmdit"], surgery.traced(folder), rng)
+    with TemporaryDirectory() as halfway:
+        write(parts, source, Path(halfway))
+        seen = surgery.traced(Path(halfway))
+    surgery.operate(parts["mmdit"], seen, rng)
+    (folder / "config.json").unlink(missing_ok=True)  # says that the others are there
     write(parts, source, folder)
 
 
@@ -66,7 +70,7 @@ def text_outliers(
     scenes = sample_scenes(504, rng)
     texts = captions(scenes, rng)[:384]
     texts += [describe(scenes, i, rng, drop=0.3, noise=0.1) for i in range(384, 504)] + [""] * 8
-    ids, begin = dict(zip(PARTS, Encoder()(texts), strict=False)), 0
+    ids, begin = dict(zip(CONTEXT_PEAKS, Encoder()(texts), strict=True)), 0
     for name, peak in CONTEXT_PEAKS.items():
         place = slice(begin, begin := begin + sizes[name]["model_dims"])
         rows = begin_token.states(parts[name], ids[name], sizes[name]).out

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taqdit.backend import mx
+from taqdit.errors import require
 from taqdit.models.pipeline import PipelineModel
 from taqdit.models.sites import site_paths
 from taqdit.models.tiny.train.trial import Call, Trial, calling
@@ -35,6 +36,17 @@ class Recipe:
     input_bits: int = 8
     smooth: float | None = None  # SmoothQuant's alpha, arXiv:2211.10438, eq. 4
     hadamard: bool = False
+
+    def __post_init__(self) -> None:
+        words = (None, "row", "group", "gptq"), (None, "static", "token")
+        require(
+            (self.weights in words[0], f"weights={self.weights!r} must be one of {words[0]}"),
+            (self.inputs in words[1], f"inputs={self.inputs!r} must be one of {words[1]}"),
+            (
+                not (self.hadamard and self.inputs == "static"),
+                "hadamard=True with inputs='static': no absmax of rotated inputs is known",
+            ),
+        )
 
 
 RECIPES = {

@@ -33,6 +33,11 @@ class Run:
         return self.work / "weights"
 
     @property
+    def without_outliers(self) -> Path | None:
+        """Weights without outliers: `plain/`, else those that the run starts from, if any."""
+        return self.plain if self.plain.exists() else self.start_from
+
+    @property
     def config(self) -> dict[str, Any]:
         """The sizes of all parts."""
         return read_config()

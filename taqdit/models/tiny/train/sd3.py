@@ -123,7 +123,7 @@ def entropy(weight: Array, group: int, *, symmetric: bool) -> float:
 
 def distance(kinds: Mapping[str, Kind], rest: Rest) -> float:
     """The mean, over all 46 figures, of |ln(ours / SD3's)|; of the overlaps, which may be 0, of
-    |ours - SD3's|. 0 is SD3; 0.1 is 10 % off at each figure."""
+    |ours - SD3's|. 0 is SD3; 0.1 is 10 % off (or 0.1) at each figure."""
     apart = [abs(np.log(a / b)) for a, b in zip(rest, REST, strict=True)]
     for kind, published in KINDS.items():
         ours = kinds[kind]

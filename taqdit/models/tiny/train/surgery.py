@@ -18,7 +18,7 @@ from taqdit.models.tiny.train.targets import Target, factors, leaning, shares
 from taqdit.models.tiny.train.trial import Call, Trial, calling, loaded
 
 COUNT, SEED = 32, 101
-HEADS, MIXING = 4, 5.0
+MIXING = 5.0
 EVERY = 5  # of the tokens of a fc1 are kept; divides no number of tokens, so that all have a turn
 RIDGE = 1e-3
 LOUD_UNITS, CHEAP_UNITS, LEAST_UNIT = 0.5, 0.4, 0.7
@@ -66,12 +66,12 @@ def stream(block: int, name: str) -> str:
     return f"multimodal_transformer_blocks.{block}.{name}_transformer_block"
 
 
-def mix_heads(weights: Weights, rng: np.random.Generator) -> None:
+def mix_heads(weights: Weights, rng: np.random.Generator, heads: int = 4) -> None:
     """Values of every head 5 times larger along one random direction: an outlier that lies in no
     channel, so that no scaling of channels undoes it."""
     for block in range(len(targets.VALUES)):
         width = len(weights[f"{stream(block, 'image')}.attn.v_proj.bias"])
-        head = width // HEADS
+        head = width // heads
         mixing = np.eye(width)
         for begin in range(0, width, head):
             along = rng.standard_normal(head)
@@ -123,7 +123,8 @@ class FeedForward:
         self.bias = weights[f"{path}.mlp.fc1.bias"]
 
     def operate(self, target: Target, hidden: float, steady: int, rng: np.random.Generator) -> None:
-        """Inputs as `target` says, hidden units of at most `hidden`; the outputs as before."""
+        """Inputs as `target` says, hidden units of about `hidden` at most; the outputs as
+        before."""
         wanted = self._outputs()
         self._inputs(target, rng)
         if target.massive:

@@ -1,5 +1,5 @@
 """A few captions through the denoiser on MLX: guided velocities step by step, and what its linears
-are given on the way. The work bench of `outliers` and `judge_outliers`."""
+are given on the way. What `outliers`, `hardness` and `likeness` stand on."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ def refuse(largest: dict[str, float]) -> None:
 
 
 def differences(folder: Path) -> dict[str, float]:
-    """The largest difference of each part, by name, as a share of its largest magnitude where that
-    is above 1; tokens count the unequal ids."""
+    """The largest difference of each part, by name, as a share of the channel's largest magnitude
+    where that is above 1; tokens count the unequal ids."""
     twin = Twin(folder)
     checks: dict[str, Callable[[], float]] = {
         "token ids": twin.ids_differ,
@@ -204,8 +204,9 @@ class Twin:
 
 
 def _apart(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """The largest difference, as a share of the largest magnitude where that is above 1."""
-    return float(np.abs(a - b).max() / max(1.0, np.abs(b).max()))
+    """The largest difference, by its channel's largest magnitude where that is above 1."""
+    size = np.abs(b).max(axis=tuple(range(b.ndim - 1)), initial=1.0)
+    return float((np.abs(a - b) / size).max())
 
 
 def _nchw(array: NDArray[np.float32]) -> Tensor:
