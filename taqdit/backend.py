@@ -21,7 +21,6 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -150,7 +149,6 @@ __all__ = [
     "on_cpu",
     "peak_memory",
     "reset_peak_memory",
-    "side_stream",
     "threads",
     "tree_flatten",
 ]
@@ -170,15 +168,6 @@ def describe() -> dict[str, str]:
 def on_cpu() -> bool:
     """Whether MLX computes on the CPU, so that the host reads its arrays without a copy."""
     return bool(mx.default_device() == mx.Device(mx.cpu))
-
-
-@lru_cache(maxsize=1)
-def side_stream() -> mx.Stream:
-    """Where to compute what the main work need not wait for: on the CPU, a thread of its own.
-
-    A GPU's own stream is kept there: it would gain nothing.
-    """
-    return mx.new_stream(mx.cpu) if on_cpu() else mx.default_stream(mx.default_device())
 
 
 def peak_memory() -> int:

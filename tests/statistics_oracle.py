@@ -23,8 +23,14 @@ def octave_of(values):
     return np.where(values < 2.0**-126, -126, np.frexp(values)[1])
 
 
+def binned(codes, *, folds=1):
+    """Codes counted of each fold that was seen, {fold: array}, on all 8192 bins."""
+    dense = [np.bincount(array.ravel(), minlength=8192) for array in codes.values()]
+    return BinCounts.of(np.stack(dense), list(codes), folds=folds)
+
+
 def counted(codes, *, folds=1, fold=0):
-    return BinCounts.of_codes({fold: codes}, folds=folds)
+    return binned({fold: codes}, folds=folds)
 
 
 def of_folds(table, folds):
@@ -82,7 +88,7 @@ def _row_extreme(x, folds, fold, extreme):
 def _values(x, folds, number):
     codes, folds = codes_of(x), np.asarray(folds)
     seen = {int(fold): codes[folds == fold] for fold in np.unique(folds)}
-    return BinCounts.of_codes(seen, folds=number)
+    return binned(seen, folds=number)
 
 
 # --- what must agree ------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from exported import GELU, LAYOUT, OUTLIER, TIMESTEPS
 from hypothesis import given
 from hypothesis import strategies as st
-from statistics_oracle import codes_of
+from statistics_oracle import binned, codes_of
 
 import taqdit
 from taqdit.activations import BinCounts
@@ -229,7 +229,7 @@ def test_a_channel_without_values_is_zeros_with_count_zero(raw, tmp_path):
     missing[span.start] = step.tokens[GELU]
     low[span.start], high[span.start] = np.inf, -np.inf
     keep = raw[0][GELU][..., 1:]
-    counted = BinCounts.of_codes({0: codes_of(keep)}, folds=2)
+    counted = binned({0: codes_of(keep)}, folds=2)
     values = [counted if number == GELU else each for number, each in enumerate(step.values)]
     holed = replace(step, missing=missing, low=low, high=high, values=values)
     exports.export_npz(duck([holed]), tmp_path / "a.npz")

@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from statistics_oracle import assert_equal, assert_histogram, codes_of, counted, of_folds
+from statistics_oracle import assert_equal, assert_histogram, binned, codes_of, counted, of_folds
 
 from taqdit.activations import BinCounts, Histogram, bins, counts
 from taqdit.activations.bins import edges_of
@@ -224,11 +224,11 @@ def test_only_signs_and_exponents_that_were_seen_are_kept():
 
 def test_folds_are_counted_and_chosen_apart():
     codes = {k: codes_of(np.full(k + 1, 2.0**k)) for k in (0, 2)}
-    table = BinCounts.of_codes(codes, folds=4)
+    table = binned(codes, folds=4)
     totals = [of_folds(table, [fold]).total for fold in range(4)]
     assert totals == [1, 0, 3, 0]
     assert of_folds(table, [0, 2]).total == 4
-    other = BinCounts.of_codes({1: codes_of(np.full(5, -8.0))}, folds=4)
+    other = binned({1: codes_of(np.full(5, -8.0))}, folds=4)
     both = table.merged(other)
     assert [of_folds(both, [fold]).total for fold in range(4)] == [1, 5, 3, 0]
     assert both.rows.tolist() == [127, 129, 256 + 130]

@@ -17,12 +17,10 @@ from traced import CFG_SCALE, Conditioned, Tracing
 from taqdit.activations import Histogram
 from taqdit.backend import mx
 from taqdit.models.options import tiny
-from taqdit.models.sites import site_paths
 from taqdit.sampler import euler, heun
-from taqdit.tracer import counting
+from taqdit.tracer import on_device, on_host
 from taqdit.tracer import probe as probe_module
 from taqdit.tracer.background import Background
-from taqdit.tracer.host import STATIC
 from taqdit.tracer.options import post_gelu
 
 HALF = {"a16": True, "w16": True}
@@ -140,13 +138,13 @@ def test_any_steps_can_be_replayed_alone(traced, model, guided):
 def test_only_the_first_forward_of_a_heun_step_is_reduced(monkeypatch, model, guided):
     """And what enters the context embedder only once: it is the conditioning."""
     tracing, calls = Tracing(model, guided, sampler=heun(cfg_scale=CFG_SCALE, batch_size=1)), []
-    reduced = probe_module.reduced
+    site_sums = on_host.site_sums
 
-    def spy(arrays, **options):
-        calls.extend(array.shape[-1] for array in arrays)
-        return reduced(arrays, **options)
+    def spy(values, folds, **options):
+        calls.append(values.shape[-1])
+        return site_sums(values, folds, **options)
 
-    monkeypatch.setattr(probe_module, "reduced", spy)
+    monkeypatch.setattr(on_host, "site_sums", spy)
     tracing.sample(probe=tracing.probe())
     widths = [site.width for site in tracing.layout.sites]
     assert sorted(calls) == sorted(widths + 2 * widths[1:])
@@ -155,22 +153,20 @@ def test_only_the_first_forward_of_a_heun_step_is_reduced(monkeypatch, model, gu
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("cpu", [False, True])
-def test_codes_counted_within_a_step_give_the_same_bytes(monkeypatch, model, guided, masked, cpu):
+def test_what_is_reduced_within_a_step_gives_the_same_bytes(
+    monkeypatch, model, guided, masked, cpu
+):
+    """Where a large model's activations, or on a GPU its codes, would fill the memory."""
+    monkeypatch.setattr(probe_module, "on_cpu", lambda: cpu)
     late, early = (Tracing(model, guided, num_steps=2) for _ in range(2))
     late.sample(probe=late.probe())
-    monkeypatch.setattr(counting, "on_cpu", lambda: cpu)
-    monkeypatch.setattr(probe_module, "MOST_PENDING", 2**17)
-    monkeypatch.setattr(probe_module, "MOST_GATHERED", 2**17)
-    probe, waiting = early.probe(masked=masked), []
-    collect, count_early = probe.collect, probe._count_early
-    uncounted = lambda: [name for each in probe._groups if each.values for name in each.names]  # noqa: E731
-    probe.collect = lambda: (waiting.append(uncounted()), collect())
-    probe._count_early = lambda: (waiting.append(uncounted()), count_early())
-    early.sample(probe=probe)
-    rows = 2 * early.sampler.batch_size
-    size = {p.site.name: 2 * rows * p.tokens * p.site.width for p in site_paths(model.spec)}
-    assert len(waiting) > 10
-    assert all(sum(size[name] for name in each) <= 2**17 + max(size.values()) for each in waiting)
+    for module in (on_host, on_device):
+        monkeypatch.setattr(module, "MOST_PENDING", 2**17)
+    monkeypatch.setattr(on_device, "MOST_GATHERED", 2**17)
+    evaluate, evaluations = mx.eval, []
+    monkeypatch.setattr(mx, "eval", lambda *arrays: (evaluations.append(1), evaluate(*arrays)))
+    early.sample(probe=early.probe(masked=masked))
+    assert len(evaluations) > 10
     for step, found in early.steps.items():
         assert_same_bytes(found, late.steps[step])
 
@@ -275,7 +271,6 @@ def test_no_activation_outlives_its_step(model, guided):
         assert held[each][-1] - held[each][0] < PAGES
         assert np.ptp(held[each]) < PAGES
     assert probe.pending == []
-    assert [group.names for group in probe._groups] == [(STATIC,)]
     assert not probe._gathered
     idle, reading = (found[-1] for found in held.values())
     assert reading - idle < 40 * 4096  # nine numbers a channel, not the conditioning itself

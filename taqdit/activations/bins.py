@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 SHIFT = 19  # float32 bits below a code
-SIGN = 1 << 12
+SIGN_BIT = 12  # of a code
+SIGN = 1 << SIGN_BIT
 BINS = 1 << 13
 PER_ROW = 16
 ROWS = BINS // PER_ROW

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taqdit.activations.bins import BINS, PER_ROW, ROWS
+from taqdit.activations.bins import PER_ROW, ROWS, SIGN, SIGN_BIT
 
 MOST = 2**32 - 1
 
@@ -28,20 +28,39 @@ class BinCounts:
         return cls(np.empty(0, np.uint16), np.empty((folds, 0, PER_ROW), np.uint32))
 
     @classmethod
-    def of(cls, dense: np.ndarray, seen: Sequence[int], *, folds: int) -> BinCounts:
-        """From counts of all 8192 bins, integers below 2^32, of each fold that was seen: (P, 8192)
-        for the folds `seen` (P,)."""
-        hit = np.bitwise_or.reduce(dense, axis=0).reshape(ROWS, PER_ROW).any(axis=1)
-        rows = np.flatnonzero(hit)
-        counts = np.zeros((folds, len(rows), PER_ROW), np.uint32)
-        counts[seen] = dense.reshape(len(dense), ROWS, PER_ROW)[:, rows]
-        return cls(rows.astype(np.uint16), counts)
+    def of(
+        cls, dense: np.ndarray, seen: Sequence[int], *, folds: int, rows: np.ndarray | None = None
+    ) -> BinCounts:
+        """From counts (P, K * 16), integers below 2^32, of the folds `seen` (P,), on `rows` (K,),
+        which are all 512 unless given."""
+        rows = np.arange(ROWS) if rows is None else rows
+        tables = dense.reshape(len(dense), len(rows), PER_ROW)
+        hit = np.flatnonzero(tables.any(axis=(0, 2)))
+        counts = np.zeros((folds, len(hit), PER_ROW), np.uint32)
+        counts[seen] = tables[:, hit]
+        return cls(rows[hit].astype(np.uint16), counts)
 
     @classmethod
-    def of_codes(cls, codes: Mapping[int, np.ndarray], *, folds: int) -> BinCounts:
-        """Count codes, uint16 arrays of any shape, one of each fold that was seen."""
-        dense = [np.bincount(array.reshape(-1), minlength=BINS) for array in codes.values()]
-        return cls.of(np.stack(dense), list(codes), folds=folds)
+    def of_codes(cls, codes: np.ndarray, of_row: np.ndarray, *, folds: int) -> BinCounts:
+        """Count codes (R, ..) uint16, row r in the fold `of_row` (R,) of `folds`.
+
+        Only the exponents between the lowest and the highest have a place in the table that is
+        counted on, so that it stays in the cache: first those of positive values, then the others.
+        """
+        seen, place = np.unique(of_row, return_inverse=True)
+        codes = codes.reshape(len(codes), -1)
+        magnitudes = codes & np.uint16(SIGN - 1)
+        first = int(magnitudes.min()) // PER_ROW
+        exponents = np.arange(first, int(magnitudes.max()) // PER_ROW + 1)
+        half = len(exponents) * PER_ROW  # bins of either sign
+        bins = len(seen) * 2 * half
+        places = magnitudes.astype(np.uint16 if bins <= 2**16 else np.uint32)
+        np.add(places, (codes >> SIGN_BIT) * half, out=places)
+        begin = (place * 2 * half - first * PER_ROW).astype(places.dtype)  # may wrap, and back
+        np.add(places, begin[:, None], out=places)
+        dense = np.bincount(places.reshape(-1), minlength=bins)
+        rows = np.concatenate([exponents, exponents + ROWS // 2])
+        return cls.of(dense.reshape(len(seen), -1), seen.tolist(), folds=folds, rows=rows)
 
     @property
     def total(self) -> int:

@@ -109,17 +109,6 @@ def _reduced(
     return sums, Codes(codes.reshape(by_site), peaks)
 
 
-def joined(parts: Sequence[Reduced]) -> Reduced:
-    """The sites of several reductions side by side: one array to evaluate, not one a site."""
-
-    def together(arrays: Sequence[mx.array]) -> mx.array | None:
-        return None if arrays[0] is None else mx.concatenate(list(arrays))
-
-    channels, lows, highs = zip(*parts, strict=True)
-    sums = ChannelSums(*map(together, zip(*channels, strict=True)))
-    return Reduced(sums, together(lows), together(highs))
-
-
 def column_sums(values: mx.array) -> mx.array:
     """Sums over the first axis of (n, C), CHUNK addends at a time.
 
