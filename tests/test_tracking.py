@@ -930,8 +930,9 @@ def test_a_key_press_that_ends_the_run_does_not_reach_its_mirror(tmp_path):
     fake = wandb_stub.Fake(tmp_path / "fake")
     (folder := tmp_path / "run").mkdir()
     code = RUN.replace("=1.0", "=20.0") + (
-        "import os, signal\n"
-        "try:\n    os.killpg(0, signal.SIGINT)\n    signal.pause()\n"
+        # Short naps: a signal that another thread takes does not end a wait of the main one.
+        "import os, signal, time\n"
+        "try:\n    os.killpg(0, signal.SIGINT)\n    while True:\n        time.sleep(0.01)\n"
         "except KeyboardInterrupt:\n    tracker.finish(ok=False)\n"
     )
     done = python(code, folder, path=fake.folder, start_new_session=True)
