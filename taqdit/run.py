@@ -20,7 +20,8 @@ from omegaconf import DictConfig
 from taqdit import config as configuration
 from taqdit.activations.opened import open_statistics
 from taqdit.activations.stored import Statistics
-from taqdit.calibration.calibration_set import CalibrationSet, import_npz
+from taqdit.calibration.calibration_set import CalibrationSet
+from taqdit.calibration.imported import import_npz
 from taqdit.errors import ConfigError, TaqditError
 from taqdit.report.figures import run_figures
 from taqdit.runs import sweep as sweeping
