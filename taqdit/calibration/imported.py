@@ -32,9 +32,13 @@ class ImportedCalibrationSet(CalibrationSet):
     InputError for a text that has several rows in the file.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray], *, seed: int = 0) -> None:
+    def __init__(
+        self, arrays: dict[str, np.ndarray], *, seed: int = 0, rows: np.ndarray | None = None
+    ) -> None:
+        """`rows` (N,): which points of the file; None: all."""
         self._arrays, self.seed = arrays, seed
-        timesteps = arrays["ts"].astype(np.float32)
+        self._chosen = np.arange(len(arrays["ts"])) if rows is None else rows
+        timesteps = arrays["ts"][self._chosen].astype(np.float32)
         self.timesteps = np.flip(np.unique(timesteps)).copy()
         self.sigmas = self.timesteps / np.float32(1000)
         self.num_steps = len(self.timesteps)
@@ -45,13 +49,23 @@ class ImportedCalibrationSet(CalibrationSet):
         self._table = Table(
             trajectory=np.full(len(timesteps), -1),
             step=np.searchsorted(-self.timesteps, -timesteps),
-            prompt_index=arrays["prompt_indices"].astype(np.int64),
+            prompt_index=arrays["prompt_indices"][self._chosen].astype(np.int64),
             loss_weight=np.ones(len(timesteps)),
         )
 
     def latents(self, points: np.ndarray) -> np.ndarray:
         """The latents (b, h, w, 16) float32 of the points (b,), copied."""
-        return np.array(self._arrays["xs"][points])
+        return np.array(self._arrays["xs"][self._chosen[points]])
+
+    def sample(self, count: int, *, seed: int) -> ImportedCalibrationSet:
+        """So many of the points, drawn without replacement, in the file's order; all if there are
+        no more. Steps of which no point is drawn are none of the sample's."""
+        if count >= len(self):
+            return self
+        drawn = np.random.default_rng(seed).choice(len(self), count, replace=False)
+        return ImportedCalibrationSet(
+            self._arrays, seed=self.seed, rows=self._chosen[np.sort(drawn)]
+        )
 
     def pair(self, prompt_index: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (2, n, 4096) and pooled (2, d) of a prompt: its row, then that of its negative."""

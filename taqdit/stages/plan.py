@@ -12,6 +12,7 @@ import numpy as np
 
 from taqdit.activations import Layout
 from taqdit.analysis.options import AnalysisOptions
+from taqdit.calibration.imported import ImportedCalibrationSet, import_npz
 from taqdit.calibration.points import Trajectories, selected, selections
 from taqdit.models.sites import SitePath, site_paths
 from taqdit.models.spec import ModelSpec
@@ -65,6 +66,18 @@ class Plan:
     def made_elsewhere(self) -> bool:
         """Whether files made elsewhere take the place of all stages."""
         return not (self.imported is None and self.imported_statistics is None)
+
+    @cached_property
+    def points(self) -> ImportedCalibrationSet | None:
+        """The imported calibration set, read once; None without one. Raises InputError."""
+        return None if self.imported is None else import_npz(self.imported)
+
+    @cached_property
+    def traced_points(self) -> ImportedCalibrationSet | None:
+        """Those points of it that are traced: `tracer.num_trajectories` of them, drawn."""
+        if self.points is None:
+            return None
+        return self.points.sample(self.tracer.traced(len(self.points)), seed=self.sampler.seed)
 
     @property
     def analyses(self) -> bool:

@@ -61,7 +61,8 @@ class Forward:
 class HostSide:
     """Counts the codes of each forward, looks for NaN and Inf, and calls `add(step, sums)`.
 
-    `indices` are the numbers of the batch's trajectories, `texts` their prompts.
+    `indices` are the numbers of the batch's trajectories, or of another `unit`; `texts` their
+    prompts.
     """
 
     def __init__(
@@ -72,11 +73,12 @@ class HostSide:
         add: Callable[[int, BatchSums], None],
         *,
         masked: bool,
+        unit: str = "trajectory",
     ) -> None:
         self.folds = RowFolds(indices, folds=layout.folds)
         self.together = OneFold(2 * len(indices))
         self._layout, self._indices, self._texts = layout, indices, texts
-        self._add, self._masked = add, masked
+        self._add, self._masked, self._unit = add, masked, unit
         self._static: dict[str, Counted] = {}
         self._known: tuple[tuple[str, ...], np.ndarray, np.ndarray] | None = None
 
@@ -132,7 +134,7 @@ class HostSide:
                 continue
             row = int(rows.argmin()) % len(self._indices)  # the first that is not
             raise NumericError(
-                f"{site.name} holds NaN or Inf at step {step} of trajectory"
+                f"{site.name} holds NaN or Inf at step {step} of {self._unit}"
                 f" {self._indices[row]} (prompt {self._texts[row]!r}); nothing of its"
                 " batch was stored. Try model.a16=false or a lower sampler.cfg_scale;"
                 " tracer.nonfinite=count counts such values and goes on"

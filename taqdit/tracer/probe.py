@@ -27,8 +27,9 @@ class Probe:
     """Reads one batch: `watch` its denoiser, evaluate `pending` with each latent, then `collect`;
     `finish` when the batch is through.
 
-    `indices` are the numbers of its trajectories, `texts` their prompts. `add(step, sums)` is
-    called for every step in order, at the latest by `finish`.
+    `indices` are the numbers of its trajectories (or of what else `unit` names: they tell the
+    folds apart), `texts` their prompts. `add(step, sums)` is called for every step in order, at
+    the latest by `finish`.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class Probe:
         *,
         texts: Sequence[str],
         masked: bool = False,
+        unit: str = "trajectory",
     ) -> None:
         self._taps, self._masked = taps, masked
-        self._host = HostSide(layout, indices, texts, add, masked=masked)
+        self._host = HostSide(layout, indices, texts, add, masked=masked, unit=unit)
         self._background = Background()
         self._forward: Forward | None = None
         self._gathered: dict[Any, list[tuple[str, Any]]] = {}  # activations of one shape
