@@ -148,6 +148,12 @@ def test_a_set_of_another_model_is_refused_and_can_be_looked_at(own, outputs, tm
     assert stages(launched(path, outputs, "tracer=none")) == {}
 
 
+def test_a_guidance_that_cannot_be_is_the_files_fault(own, outputs, tmp_path):
+    path = changed(own, tmp_path / "unguided.npz", cfg_scale=np.float32(0))
+    with pytest.raises(InputError, match=r"unguided\.npz: its cfg_scale is 0 and must be above 0"):
+        launched(path, outputs)
+
+
 def test_a_value_that_is_no_number_names_the_prompt(own, outputs, tmp_path):
     with np.load(own.folder / "calibration.npz") as arrays:
         latents, owner = arrays["xs"].copy(), arrays["prompt_indices"]

@@ -61,7 +61,8 @@ def trace_imported(context: StageContext, progress: Progress) -> Statistics:
 
 
 def refuse_misfit(plan: Plan, points: ImportedCalibrationSet) -> None:
-    """Raise InputError for latents or conditioning of another shape than the model's."""
+    """Raise InputError for latents or conditioning of another shape than the model's, and for a
+    guidance that no forward can have."""
     model, pooled = plan.model, points.pair(0)[1].shape[-1]
     wanted = "set the model that it was made with, or tracer=none to look at the set alone"
     problems = []
@@ -75,6 +76,11 @@ def refuse_misfit(plan: Plan, points: ImportedCalibrationSet) -> None:
         problems.append(
             f"its pooled conditioning has {pooled} numbers and that of {model.name}"
             f" {model.pooled_width}: {wanted}"
+        )
+    if points.cfg_scale <= 0:
+        problems.append(
+            f"its cfg_scale is {points.cfg_scale:g} and must be above 0; save the one it was"
+            " sampled with, 1 without guidance"
         )
     if problems:
         raise InputError(*(f"inputs.calibration={plan.imported}: {text}" for text in problems))
