@@ -144,6 +144,8 @@ def show_imported(stages: StageContext, outputs: RunOutputs) -> None:
     plan = stages.plan
     if (path := plan.imported) is not None and (points := plan.points) is not None:
         outputs.calibration(points, path.resolve(), imported=path)
+        if plan.misfits and plan.tracer.places:
+            log.warning("%s is not traced: %s", path, "; ".join(plan.misfits))
         if plan.traces:
             size = plan.sampler.batch_size
             with memory.sampling(plan.model, batch_size=size, traced=True), Progress() as progress:

@@ -74,6 +74,28 @@ class ImportedCalibrationSet(CalibrationSet):
             raise IndexError(f"prompt {index} of {len(self.prompts)}")
         return self._arrays["cs"][index], self._arrays["cs_pooled"][index]
 
+    def misfits(self, latent_shape: tuple[int, ...], pooled_width: int) -> list[str]:
+        """Why a model of these shapes cannot be given the points; nothing where it can."""
+        found, width = self.latent_shape, self._arrays["cs_pooled"].shape[-1]
+        checks = (
+            (
+                found == tuple(latent_shape),
+                f"its latents are {found} and the model's {tuple(latent_shape)}; set"
+                f" model.latent_size={list(found[:2])}",
+            ),
+            (
+                width == pooled_width,
+                f"its pooled conditioning has {width} numbers and the model's {pooled_width}; set"
+                " the model that it was made with",
+            ),
+            (
+                self.cfg_scale > 0,
+                f"its cfg_scale is {self.cfg_scale:g} and must be above 0; save the one that it was"
+                " sampled with, 1 without guidance",
+            ),
+        )
+        return [text for holds, text in checks if not holds]
+
     def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         if text not in self._places:
             self._places[text] = self._place(text)

@@ -18,9 +18,8 @@ from taqdit.activations import step_shards as activations
 from taqdit.activations.stored import Statistics
 from taqdit.calibration.imported import ImportedCalibrationSet
 from taqdit.calibration.points import Batch
-from taqdit.errors import InputError, NumericError
+from taqdit.errors import NumericError
 from taqdit.stages.context import StageContext, once, seal, stored
-from taqdit.stages.plan import Plan
 from taqdit.stages.progress import Progress
 from taqdit.stages.statistics import CLAIM, STATISTICS, site_probe
 from taqdit.store import Stage
@@ -29,13 +28,9 @@ log = logging.getLogger(__name__)
 
 
 def trace_imported(context: StageContext, progress: Progress) -> Statistics:
-    """The statistics of the plan's imported points; steps that are stored are not traced again.
-
-    Raises InputError for a set that the model cannot read.
-    """
+    """The statistics of the plan's imported points; steps that are stored are not traced again."""
     points = context.plan.traced_points
     assert points is not None
-    refuse_misfit(context.plan, points)
     with context.stage(STATISTICS) as (stage, report):
         work = ImportedWork(context, stage, points, progress)
         missing = [step for step in range(points.num_steps) if work.read(step) is None]
@@ -58,32 +53,6 @@ def trace_imported(context: StageContext, progress: Progress) -> Statistics:
         report.reused = points.num_steps - work.made
         seal(stage)
         return Statistics(stage, extent=len(points))
-
-
-def refuse_misfit(plan: Plan, points: ImportedCalibrationSet) -> None:
-    """Raise InputError for latents or conditioning of another shape than the model's, and for a
-    guidance that no forward can have."""
-    model, pooled = plan.model, points.pair(0)[1].shape[-1]
-    wanted = "set the model that it was made with, or tracer=none to look at the set alone"
-    problems = []
-    if points.latent_shape != tuple(model.latent_shape):
-        problems.append(
-            f"its latents are {points.latent_shape} and those of {model.name}"
-            f" {tuple(model.latent_shape)}: set model.latent_size={list(points.latent_shape[:2])},"
-            " or tracer=none to look at the set alone"
-        )
-    if pooled != model.pooled_width:
-        problems.append(
-            f"its pooled conditioning has {pooled} numbers and that of {model.name}"
-            f" {model.pooled_width}: {wanted}"
-        )
-    if points.cfg_scale <= 0:
-        problems.append(
-            f"its cfg_scale is {points.cfg_scale:g} and must be above 0; save the one it was"
-            " sampled with, 1 without guidance"
-        )
-    if problems:
-        raise InputError(*(f"inputs.calibration={plan.imported}: {text}" for text in problems))
 
 
 class ImportedWork:

@@ -79,6 +79,12 @@ class Plan:
             return None
         return self.points.sample(self.tracer.traced(len(self.points)), seed=self.sampler.seed)
 
+    @cached_property
+    def misfits(self) -> list[str]:
+        """Why the model cannot be given the imported points."""
+        model, points = self.model, self.points
+        return [] if points is None else points.misfits(model.latent_shape, model.pooled_width)
+
     @property
     def analyses(self) -> bool:
         """Whether statistics are analysed where there are some."""
@@ -115,8 +121,8 @@ class Plan:
     @property
     def traces(self) -> bool:
         """Whether statistics are made or read from the store."""
-        asked = "statistics" in self.needs
-        return bool(asked and self.traced and self.imported_statistics is None)
+        asked = "statistics" in self.needs and self.imported_statistics is None
+        return bool(asked and self.traced and not self.misfits)
 
     @property
     def layout(self) -> Layout:
