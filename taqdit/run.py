@@ -18,9 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from taqdit import config as configuration
-from taqdit.activations.opened import open_statistics
+from taqdit.activations.opened import ImportedStatistics, open_statistics
 from taqdit.activations.stored import Statistics
-from taqdit.calibration.calibration_set import CalibrationSet, import_npz
+from taqdit.calibration.calibration_set import CalibrationSet
 from taqdit.errors import ConfigError, TaqditError
 from taqdit.report.figures import run_figures
 from taqdit.runs import sweep as sweeping
@@ -34,6 +34,7 @@ from taqdit.stages import (
     encode_prompts,
     preflight,
     sample_and_trace,
+    trace_imported,
     weight_table,
 )
 from taqdit.stages import out_of_memory as memory
@@ -65,10 +66,10 @@ def run_plan(plan: Plan, folder: Path, choices: Mapping[str, str]) -> None:
         if plan.preflight == "only":
             outputs.record({})
             return
-        outputs.record({} if plan.made_elsewhere else fingerprints(plan))
+        outputs.record(fingerprints(plan))
         outputs.track()
         if plan.made_elsewhere:
-            show_imported(plan, outputs)
+            show_imported(stages, outputs)
             return
 
         if "weights" in asked and "analysis" not in asked:
@@ -137,21 +138,43 @@ def state_cost(context: StageContext, outputs: RunOutputs) -> None:
         preflight.refuse_full_disk(cost, needed=left.bytes_left, folder=plan.output_dir)
 
 
-def show_imported(plan: Plan, outputs: RunOutputs) -> None:
-    """A calibration set or statistics made elsewhere take the place of all stages."""
-    if (path := plan.imported) is not None:
-        outputs.calibration(import_npz(path), path.resolve(), imported=path)
+def show_imported(stages: StageContext, outputs: RunOutputs) -> None:
+    """A calibration set or statistics made elsewhere take the place of all stages; of a set the
+    points are traced."""
+    plan = stages.plan
+    if (path := plan.imported) is not None and (points := plan.points) is not None:
+        outputs.calibration(points, path.resolve(), imported=path)
+        if plan.misfits and plan.tracer.places:
+            log.warning("%s is not traced: %s", path, "; ".join(plan.misfits))
+        if plan.traces:
+            size = plan.sampler.batch_size
+            with memory.sampling(plan.model, batch_size=size, traced=True), Progress() as progress:
+                traced = trace_imported(stages, progress)
+            show_statistics(plan, outputs, traced, traced.folder, imported=path)
+            outputs.export(traced)
     if (path := plan.imported_statistics) is not None:
-        statistics = open_statistics(path)
-        outputs.statistics(statistics, path.resolve(), imported=path)
-        if plan.analyses and isinstance(statistics, Statistics):
-            with memory.analysing():
-                analysis = analyse_run(plan, statistics, weights=None)
-            outputs.analysis(analysis)
-        elif plan.analyses:
-            log.info("%s has no histograms that can be pooled: it is not analysed", path)
-        outputs.draw_statistics(statistics, ())
+        show_statistics(plan, outputs, open_statistics(path), path.resolve(), imported=path)
     outputs.report()
+
+
+def show_statistics(
+    plan: Plan,
+    outputs: RunOutputs,
+    statistics: Statistics | ImportedStatistics,
+    source: Path,
+    *,
+    imported: Path,
+) -> None:
+    """Statistics that are, or were made of, what `imported` names: analysed where their histograms
+    can be pooled, and drawn."""
+    outputs.statistics(statistics, source, imported=imported)
+    if plan.analyses and isinstance(statistics, Statistics):
+        with memory.analysing():
+            analysis = analyse_run(plan, statistics, weights=None)
+        outputs.analysis(analysis)
+    elif plan.analyses:
+        log.info("%s has no histograms that can be pooled: it is not analysed", imported)
+    outputs.draw_statistics(statistics, ())
 
 
 def launch(overrides: Sequence[str] = ()) -> Run:

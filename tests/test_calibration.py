@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from taqdit.calibration import calibration_set as calibration
-from taqdit.calibration.calibration_set import CalibrationSet, import_npz
+from taqdit.calibration.calibration_set import CalibrationSet
+from taqdit.calibration.imported import import_npz
 from taqdit.errors import ConfigError, CorruptError, InputError, NumericError
 from taqdit.prompts.options import Prompts
 from taqdit.store import Stage, npz, shard
@@ -429,3 +430,21 @@ def test_a_stream_of_the_wrong_length_is_not_published(tmp_path):
     with pytest.raises(ValueError, match="8 bytes were given"):
         npz.write(tmp_path / "a.npz", [member])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_that_float16_makes_one_are_said_in_one_line(tmp_path, caplog):
+    near = FakeTrajectories()
+    near.timesteps = np.linspace(1000, 999, 8, dtype=np.float32)
+    make(near, rule=timestep_selection.all).export_npz(tmp_path / "near.npz")
+    (said,) = caplog.messages
+    assert "float16 tells the timesteps of 3 of its 7 steps apart" in said
+    assert import_npz(tmp_path / "near.npz").num_steps == 3
+    caplog.clear()
+    make(rule=timestep_selection.all).export_npz(tmp_path / "apart.npz")
+    assert not caplog.messages
+
+
+def test_a_pair_is_a_prompt_beside_its_negative():
+    tokens, pooled = make().pair(1)
+    for found, part in ((tokens, 0), (pooled, 1)):
+        np.testing.assert_array_equal(found, np.stack([row("dog")[part], row("")[part]]))

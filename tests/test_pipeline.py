@@ -300,7 +300,7 @@ def test_an_npz_made_elsewhere_is_the_calibration_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = package.launch([*TINY, "tracking=none", "plots=none", "sampler.images=false"])
     path = first.folder / "calibration.npz"
-    other = package.launch([*TINY, "tracking=none", f"inputs.calibration={path}"])
+    other = package.launch([*TINY, "tracking=none", "tracer=none", f"inputs.calibration={path}"])
     assert other.summary["calibration"]["points"] == 4
     assert other.summary["calibration"]["imported"] == str(path)
     assert other.summary["stages"] == []

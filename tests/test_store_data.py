@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from taqdit.activations.opened import export_npz, open_statistics
-from taqdit.calibration.calibration_set import import_npz
+from taqdit.calibration.imported import import_npz
 from taqdit.config import compose_config
 from taqdit.errors import ConfigError, CorruptError, InputError, StorageError
 from taqdit.runs.api import open_run

@@ -9,7 +9,7 @@ import pytest
 from conftest import tree
 
 import taqdit as package
-from taqdit.calibration.calibration_set import import_npz
+from taqdit.calibration.imported import import_npz
 from taqdit.cli.verbs import dispatch
 from taqdit.errors import CorruptError, StorageError
 from taqdit.store import publish_json

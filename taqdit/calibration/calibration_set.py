@@ -1,12 +1,13 @@
-"""The calibration set: trajectories x timestep selection, as a view; its `.npz` out and in.
+"""The calibration set: trajectories x timestep selection, as a view; its `.npz` written.
 
 Points are ordered by their place in the selection, then by trajectory (step-major). Nothing is
-copied: a point is read from its trajectory when asked for. The keys of the `.npz` (`xs`, `ts`,
-`cs` ..) live in this file only.
+copied: a point is read from its trajectory when asked for. What the `.npz` must hold stands here;
+`imported.py` reads one.
 """
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -17,13 +18,12 @@ import numpy as np
 from taqdit.calibration.points import (
     Batch,
     CalibrationPoint,
-    Table,
     Trajectories,
     selections,
     step_major,
 )
-from taqdit.errors import ConfigError, InputError, NumericError
-from taqdit.prompts.reading import MAX_CHARACTERS, MAX_LINES, refuse_characters
+from taqdit.errors import ConfigError, NumericError
+from taqdit.prompts.reading import MAX_LINES
 from taqdit.store import npz
 from taqdit.timestep_selection.evidence import Evidence
 from taqdit.timestep_selection.selection import Rule
@@ -33,23 +33,27 @@ __all__ = [
     "Batch",
     "CalibrationPoint",
     "CalibrationSet",
-    "ImportedCalibrationSet",
     "Trajectories",
-    "import_npz",
     "selections",
 ]
 
+log = logging.getLogger(__name__)
 NEGATIVE = ""
 TOKEN_WIDTH, LATENT_CHANNELS = 4096, 16
 BUFFER_BYTES = 64 * 2**20  # shuffled latents gathered at once while exporting
+_PAIRS = "one row per prompt, beside its negative: numpy.stack([{0}, negative], axis=1)"
 SCHEMA = {
-    "xs": npz.Field("<f4", ("N", "h", "w", LATENT_CHANNELS)),
-    "ts": npz.Field("<f2", ("N",)),
-    "prompt_indices": npz.Field("<i4", ("N",)),
-    "cs": npz.Field("<f2", ("P", 2, "n", TOKEN_WIDTH)),
-    "cs_pooled": npz.Field("<f2", ("P", 2, "d")),
-    "prompts": npz.Field("<U", ("P",)),
-    "cfg_scale": npz.Field("<f4", ()),
+    "xs": npz.Field(
+        "<f4",
+        ("N", "h", "w", LATENT_CHANNELS),
+        remedy="latents have their 16 channels last: of (N, 16, h, w) numpy.moveaxis(xs, 1, -1)",
+    ),
+    "ts": npz.Field("<f2", ("N",), remedy="one timestep for each latent of xs"),
+    "prompt_indices": npz.Field("<i4", ("N",), remedy="one row of prompts for each latent of xs"),
+    "cs": npz.Field("<f2", ("P", 2, "n", TOKEN_WIDTH), remedy=_PAIRS.format("cs")),
+    "cs_pooled": npz.Field("<f2", ("P", 2, "d"), remedy=_PAIRS.format("cs_pooled")),
+    "prompts": npz.Field("<U", ("P",), remedy="one text for each row of cs"),
+    "cfg_scale": npz.Field("<f4", (), remedy="a single number: numpy.float32(1.5)"),
 }
 LIMITS = {"N": 2**31 - 1, "h": 4096, "w": 4096, "P": MAX_LINES, "n": 65_536, "d": 65_536}
 
@@ -122,6 +126,11 @@ class CalibrationSet:
         """(h, w, 16)."""
         return self.latents(np.array([0])).shape[1:]
 
+    def pair(self, prompt_index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (2, n, 4096) and pooled (2, d) of a prompt: its row, then that of its negative."""
+        rows, negative = self.conditioning(self.prompts[prompt_index]), self.conditioning(NEGATIVE)
+        return np.stack([rows[0], negative[0]]), np.stack([rows[1], negative[1]])
+
     def batches(self, step: int, batch_size: int) -> Iterator[Batch]:
         """The points of one step in order, `batch_size` at a time, the last batch the remainder."""
         if batch_size < 1:
@@ -152,10 +161,19 @@ class CalibrationSet:
         """Write calibration.npz: all points in one seeded permutation, prompts as Unicode.
 
         Streamed: memory stays at one trajectory and a buffer of 64 MB. The same set gives the
-        same bytes. Raises NumericError if a value does not fit float16 or is not finite.
+        same bytes. Steps whose timesteps float16 does not tell apart are said in the log. Raises
+        NumericError if a value does not fit float16 or is not finite.
         """
         order = np.random.default_rng(self.seed).permutation(len(self))
         timesteps = self.timesteps[self._table.step[order]].astype(np.float16)
+        if (told := len(np.unique(timesteps))) < len(self.steps):
+            log.warning(
+                "%s: float16 tells the timesteps of %d of its %d steps apart; who reads it sees the"
+                " others as one (select fewer, timestep_selection.count)",
+                path,
+                told,
+                len(self.steps),
+            )
         columns = {
             "ts": timesteps,
             "prompt_indices": self._table.prompt_index[order].astype(np.int32),
@@ -186,69 +204,13 @@ class CalibrationSet:
 
     def _rows(self, part: int) -> tuple[tuple[int, ...], Iterator[np.ndarray]]:
         """Shape and float16 chunks of tokens (part 0) or pooled (1): row 0 prompt, 1 negative."""
-        negative = _half(self.conditioning(NEGATIVE)[part], NEGATIVE)
-        pairs = (
-            np.stack([_half(self.conditioning(text)[part], text), negative])
-            for text in self.prompts
-        )
-        return (len(self.prompts), 2, *negative.shape), pairs
+        pairs = (self._half_pair(index, part) for index in range(len(self.prompts)))
+        return (len(self.prompts), *self.pair(0)[part].shape), pairs
 
-
-class ImportedCalibrationSet(CalibrationSet):
-    """The points of an `.npz` made elsewhere, in the file's order.
-
-    The format does not tell sampling steps and trajectories: `step` counts the distinct timesteps
-    of the file from the noisiest, `num_steps` is how many there are, sigma is timestep / 1000.
-    """
-
-    def __init__(self, arrays: dict[str, np.ndarray], *, seed: int = 0) -> None:
-        self._arrays, self.seed = arrays, seed
-        timesteps = arrays["ts"].astype(np.float32)
-        self.timesteps = np.flip(np.unique(timesteps)).copy()
-        self.sigmas = self.timesteps / np.float32(1000)
-        self.num_steps = len(self.timesteps)
-        self.cfg_scale = float(arrays["cfg_scale"])
-        self.prompts = tuple(str(text) for text in arrays["prompts"])
-        self.conditioning = self._row
-        self._table = Table(
-            trajectory=np.full(len(timesteps), -1),
-            step=np.searchsorted(-self.timesteps, -timesteps),
-            prompt_index=arrays["prompt_indices"].astype(np.int64),
-            loss_weight=np.ones(len(timesteps)),
-        )
-
-    def latents(self, points: np.ndarray) -> np.ndarray:
-        """The latents (b, h, w, 16) float32 of the points (b,), copied."""
-        return np.array(self._arrays["xs"][points])
-
-    def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        if text != NEGATIVE and text not in self.prompts:
-            raise InputError(f"the imported calibration set has no prompt {text!r}")
-        place = (0, 1) if text == NEGATIVE else (self.prompts.index(text), 0)
-        return self._arrays["cs"][place], self._arrays["cs_pooled"][place]
-
-
-def import_npz(path: Path) -> ImportedCalibrationSet:
-    """Read a calibration set as `export_npz` writes it; uncompressed latents stay on the disk.
-
-    Raises InputError, before reading much, for anything that is not one: other members, dtypes
-    or shapes, pickled prompts, NaN, timesteps outside [0, 1000], indices without a prompt, a
-    damaged or hostile archive.
-    """
-    arrays = npz.read(Path(path), SCHEMA, LIMITS)
-    indices, timesteps = arrays["prompt_indices"], arrays["ts"]
-    texts = [str(text) for text in arrays["prompts"]]
-    if indices.min() < 0 or indices.max() >= len(texts):
-        raise InputError(f"{path}: prompt_indices must lie in [0, {len(texts) - 1}]")
-    if timesteps.min() < 0 or timesteps.max() > 1000:
-        raise InputError(f"{path}: ts must lie in [0, 1000]")
-    for number, text in enumerate(texts):
-        if len(text) > MAX_CHARACTERS:
-            raise InputError(
-                f"{path}, prompt {number}: {len(text):,} characters; at most {MAX_CHARACTERS:,}"
-            )
-        refuse_characters(text, f"{path}, prompt {number}")
-    return ImportedCalibrationSet(arrays)
+    def _half_pair(self, prompt_index: int, part: int) -> np.ndarray:
+        rows = self.pair(prompt_index)[part]
+        texts = self.prompts[prompt_index], NEGATIVE
+        return np.stack([_half(row, text) for row, text in zip(rows, texts, strict=True)])
 
 
 def _half(array: np.ndarray, text: str) -> np.ndarray:

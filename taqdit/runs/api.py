@@ -14,7 +14,8 @@ from taqdit import config as configuration
 from taqdit.activations.opened import ImportedStatistics, Statistics, open_statistics
 from taqdit.analysis.profile import profile
 from taqdit.analysis.selections import DT, SelectionComparison, compare_rules, step_weights
-from taqdit.calibration.calibration_set import CalibrationSet, import_npz
+from taqdit.calibration.calibration_set import CalibrationSet
+from taqdit.calibration.imported import import_npz
 from taqdit.errors import ConfigError, CorruptError, InputError
 from taqdit.models.spec import Model
 from taqdit.plots.scores import score_versus_k, score_versus_k_table

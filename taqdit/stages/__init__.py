@@ -8,6 +8,7 @@ claimed before it is done, so that several processes can share one stage. Each d
 from taqdit.stages.analysis import KeptAnalysis
 from taqdit.stages.conditioning import encode_prompts
 from taqdit.stages.context import StageContext, StageReport
+from taqdit.stages.imported import trace_imported
 from taqdit.stages.sampling import sample_and_trace
 from taqdit.stages.stage_kind import Part, StageKind
 from taqdit.stages.weights import weight_table
@@ -20,5 +21,6 @@ __all__ = [
     "StageReport",
     "encode_prompts",
     "sample_and_trace",
+    "trace_imported",
     "weight_table",
 ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from taqdit.calibration.imported import ImportedCalibrationSet
 from taqdit.sampler import SELECTED
 from taqdit.stages.plan import Plan
-from taqdit.store import canonical_json, sha256_hex
+from taqdit.store import canonical_json, sha256_file, sha256_hex
 
 SCHEMA = 1  # of the stages' numbers: raise it when the same inputs give other bytes
 STATISTICS_SCHEMA = 1
@@ -39,6 +40,7 @@ TRACED = (
     "tracer.streams",
     "tracer.sites",
     "tracer.nonfinite",
+    "inputs.calibration",  # the digest of the file counts, not its path
 )
 COSMETIC = (
     "model.local_ckpt",  # the digest of its weights counts, not its path
@@ -48,7 +50,8 @@ COSMETIC = (
     "prompts.store_conditioning",  # the rows are the same
     "sampler.num_trajectories",  # an extent: asking for more adds shards
     "sampler.images",
-    "tracer.num_trajectories",  # an extent: asking for more goes on from what is there
+    "tracer.num_trajectories",  # an extent: asking for more goes on from what is there (of an
+    # imported set it is how many points are drawn, which counts)
     "timestep_selection",  # a view of the trajectories; with sampler.latents=selected it counts
     "plots",
     "tracking",
@@ -60,7 +63,7 @@ COSMETIC = (
     "calibration",
     "statistics",
     "analysis",
-    "inputs",
+    "inputs.statistics",  # drawn as they are
     "pair",  # what refers to it counts
 )
 
@@ -103,10 +106,27 @@ def _storage_inputs(plan: Plan) -> dict[str, Any]:
     return {"latents": sampler.latents, "latents_dtype": sampler.latents_dtype, **chosen}
 
 
+def imported_inputs(plan: Plan, points: ImportedCalibrationSet) -> dict[str, Any]:
+    """Everything that can change a forward of an imported calibration set's traced points."""
+    assert plan.imported is not None
+    assert plan.points is not None
+    drawn = {"seed": plan.sampler.seed} if len(points) < len(plan.points) else {}
+    return {
+        **conditioning_inputs(plan),
+        "latent_shape": list(plan.model.latent_shape),
+        "calibration": sha256_file(plan.imported),
+        "num_steps": points.num_steps,
+        "points": len(points),
+        "batch_size": plan.sampler.batch_size,
+        **drawn,
+    }
+
+
 def statistics_inputs(plan: Plan) -> dict[str, Any]:
     """Everything that can change a number of the statistics, but how many batches they cover."""
+    points = plan.traced_points
     return {
-        **trajectory_inputs(plan),
+        **(trajectory_inputs(plan) if points is None else imported_inputs(plan, points)),
         "statistics_schema": STATISTICS_SCHEMA,
         "sites": [site.name for site in plan.layout.sites],
         "folds": plan.tracer.folds,

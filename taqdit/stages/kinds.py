@@ -49,9 +49,12 @@ def with_sources(names: Iterable[str]) -> frozenset[str]:
 
 
 def fingerprints(plan: Plan) -> dict[str, str]:
-    """Of the stages of a plan whose folders it names, by their names: what a run refers to."""
+    """Of the stages of a plan whose folders it names, by their names: what a run refers to.
+
+    Of what is made elsewhere nothing is made here but statistics.
+    """
     return {
         kind.name: fingerprint(kind.inputs(plan))
-        for kind in KINDS
+        for kind in ([STATISTICS] if plan.made_elsewhere else KINDS)
         if kind.inputs is not None and kind.is_used(plan)
     }

@@ -12,6 +12,7 @@ import numpy as np
 
 from taqdit.activations import Layout
 from taqdit.analysis.options import AnalysisOptions
+from taqdit.calibration.imported import ImportedCalibrationSet, import_npz
 from taqdit.calibration.points import Trajectories, selected, selections
 from taqdit.models.sites import SitePath, site_paths
 from taqdit.models.spec import ModelSpec
@@ -66,6 +67,24 @@ class Plan:
         """Whether files made elsewhere take the place of all stages."""
         return not (self.imported is None and self.imported_statistics is None)
 
+    @cached_property
+    def points(self) -> ImportedCalibrationSet | None:
+        """The imported calibration set, read once; None without one. Raises InputError."""
+        return None if self.imported is None else import_npz(self.imported)
+
+    @cached_property
+    def traced_points(self) -> ImportedCalibrationSet | None:
+        """Those points of it that are traced: `tracer.num_trajectories` of them, drawn."""
+        if self.points is None:
+            return None
+        return self.points.sample(self.tracer.traced(len(self.points)), seed=self.sampler.seed)
+
+    @cached_property
+    def misfits(self) -> list[str]:
+        """Why the model cannot be given the imported points."""
+        model, points = self.model, self.points
+        return [] if points is None else points.misfits(model.latent_shape, model.pooled_width)
+
     @property
     def analyses(self) -> bool:
         """Whether statistics are analysed where there are some."""
@@ -102,8 +121,8 @@ class Plan:
     @property
     def traces(self) -> bool:
         """Whether statistics are made or read from the store."""
-        asked = "statistics" in self.needs
-        return bool(asked and self.traced and self.imported_statistics is None)
+        asked = "statistics" in self.needs and self.imported_statistics is None
+        return bool(asked and self.traced and not self.misfits)
 
     @property
     def layout(self) -> Layout:

@@ -10,6 +10,7 @@ without being read are replayed, by steps. Checkpoints keep what is merged so fa
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -171,17 +172,9 @@ class StatisticsWork:
             self._replay(number, left)
 
     def _probe(self, batch: sampling.Batch, number: int) -> sampling.Probe:
-        from taqdit.tracer.probe import Probe
-        from taqdit.tracer.taps import Taps
-
-        paths = self.plan.traced
-        taps = Taps(
-            self.context.model.mmdit,
-            {path.site.name: path.path for path in paths},
-            widths={path.site.name: path.site.width for path in paths},
+        return site_probe(
+            self.context, partial(self._add, number), indices=batch.indices, texts=batch.texts
         )
-        masked, add = self.plan.tracer.nonfinite == COUNT, partial(self._add, number)
-        return Probe(taps, self.layout, batch.indices, add, texts=batch.texts, masked=masked)
 
     def _add(self, number: int, step: int, sums: BatchSums) -> None:
         """Keep what a batch showed at a step: merged if it is the next one, else as a part."""
@@ -227,6 +220,28 @@ class StatisticsWork:
 
     def _let_go(self, step: int) -> None:
         self._mine.pop(step).claim.close()
+
+
+def site_probe(
+    context: StageContext,
+    add: Callable[[int, BatchSums], None],
+    *,
+    indices: Sequence[int],
+    texts: Sequence[str],
+    unit: str = "trajectory",
+) -> sampling.Probe:
+    """Reads the plan's sites in the forwards of one batch; the arguments as `Probe` takes them."""
+    from taqdit.tracer.probe import Probe
+    from taqdit.tracer.taps import Taps
+
+    plan = context.plan
+    taps = Taps(
+        context.model.mmdit,
+        {path.site.name: path.path for path in plan.traced},
+        widths={path.site.name: path.site.width for path in plan.traced},
+    )
+    masked = plan.tracer.nonfinite == COUNT
+    return Probe(taps, plan.layout, indices, add, texts=texts, masked=masked, unit=unit)
 
 
 def statistics_bytes(plan: Plan) -> int:

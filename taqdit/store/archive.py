@@ -42,7 +42,10 @@ def directory(file: BinaryIO, names: Collection[str]) -> dict[str, Entry]:
     listed = [info.orig_filename for info in infos]
     if sorted(listed) != sorted(names):
         names_there = ", ".join(repr(name[:40]) for name in listed[:12])
-        raise Refusal(f"its members are {names_there}; expected {', '.join(names)}, each once")
+        raise Refusal(
+            f"its members are {names_there}; expected {', '.join(names)}, each once; save exactly"
+            " these with numpy.savez"
+        )
     return _entries(file, infos, end)
 
 
@@ -56,7 +59,8 @@ def open_directory(file: BinaryIO, accepts: Callable[[str], bool], most: int) ->
     for info in infos:
         name = info.orig_filename
         if name in seen or not accepts(name):
-            why = "there twice" if name in seen else "none that is expected"
+            twice = "there twice; keep one"
+            why = twice if name in seen else "none that is expected; leave it out"
             raise Refusal(f"its member {name[:60]!r} is {why}")
         seen.add(name)
     return _entries(file, infos, end)
@@ -104,7 +108,9 @@ def _directory_start(file: BinaryIO, most: int) -> int:
     file.seek(max(0, size - 98))
     tail = file.read(98)
     if len(tail) < 22 or tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0":
-        raise Refusal("it does not end as a zip file without a comment does")
+        raise Refusal(
+            "it does not end as a zip file without a comment does; save it with numpy.savez"
+        )
     count, length, start = struct.unpack("<HII", tail[-12:-2])
     end = size - 22
     if tail[-42:-38] == b"PK\6\7":  # archives beyond 4 GB

@@ -17,20 +17,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
 from taqdit.errors import CorruptError, InputError, StorageError
 from taqdit.store import publish, sha256_file
-from taqdit.store.archive import CHUNK, Entry, Refusal, directory, inflate, inflated, open_directory
+from taqdit.store.archive import CHUNK, Entry, Refusal, directory, inflate, open_directory
+from taqdit.store.array_headers import Field, Header, header, require_schema
 from taqdit.store.digest import STAGE, corrupt, read_stamped
 
-MAX_HEADER = 10_000  # bytes of an array header, numpy's own limit
 _FIXED_DATE = (1980, 1, 1, 0, 0, 0)
-_HEADER = re.compile(
-    r"\{'descr': '([^']{1,20})', 'fortran_order': (True|False), 'shape': \(([0-9, ]*)\), ?\} *\n"
-)
+
+__all__ = ["Field", "Member", "read", "read_open", "write"]
 
 
 @dataclass(frozen=True)
@@ -46,19 +45,6 @@ class Member:
     def nbytes(self) -> int:
         """Size of the data, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class Field:
-    """What a member must be: a dtype, or several apart by spaces ('<U' is text of any width), and
-    a shape, or with `or_scalar` a single number.
-
-    A word in the shape is a length that is the same wherever the word stands.
-    """
-
-    dtype: str
-    shape: tuple[int | str, ...]
-    or_scalar: bool = False
 
 
 def write(path: Path, members: Sequence[Member]) -> None:
@@ -89,12 +75,6 @@ def _write_member(target: object, member: Member) -> None:
         del chunk, data  # one at a time: the next is made by the loop
     if written != member.nbytes:
         raise ValueError(f"{member.name}: {written} bytes were given for shape {member.shape}")
-
-
-class _Header(NamedTuple):
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    length: int  # bytes before the data
 
 
 def read(
@@ -172,94 +152,15 @@ def _arrays(
     schema: Mapping[str, Field],
     limits: Mapping[str, int],
 ) -> dict[str, np.ndarray]:
-    headers = {name: _header(file, name, entry) for name, entry in entries.items()}
-    _require_schema(headers, entries, schema, limits)
+    headers = {name: header(file, name, entry, schema[name]) for name, entry in entries.items()}
+    require_schema(headers, entries, schema, limits)
     mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     return {
         name: _array(file, mapped, name, entry, headers[name]) for name, entry in entries.items()
     }
 
 
-def _header(file: BinaryIO, name: str, entry: Entry) -> _Header:
-    """The array header, without evaluating it: only numpy's own way to write one is read."""
-    file.seek(entry.start)
-    head = file.read(min(entry.packed, MAX_HEADER + 12))
-    if entry.deflated:
-        head = inflated(zlib.decompressobj(-15), head, MAX_HEADER + 12, name)
-    version = head[6:8]
-    if len(head) < 12 or head[:6] != b"\x93NUMPY" or version not in (b"\1\0", b"\2\0", b"\3\0"):
-        raise Refusal(f"{name} is not an array")
-    begin = 10 if version == b"\1\0" else 12
-    length = int.from_bytes(head[8:begin], "little")
-    match = _HEADER.fullmatch(head[begin : begin + length].decode("latin-1"))
-    if length > MAX_HEADER or match is None:
-        raise Refusal(f"{name} is not a plain array: its header is {head[begin : begin + 80]!r}")
-    return _Header(_dtype(name, *match.group(1, 2)), _shape(match.group(3)), begin + length)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(number[:20]) for number in text.replace(" ", "").split(",") if number)
-
-
-def _dtype(name: str, text: str, fortran_order: str) -> np.dtype:
-    if "O" in text:
-        raise Refusal(
-            f"{name} is an object array, which only pickle can load, and a pickle can run any"
-            f" code; where you trust the file, load it with pickles allowed, replace {name} by"
-            f" {name}.astype(str), and save it with numpy.savez"
-        )
-    if not re.fullmatch(r"[<|>=][fiubU][0-9]{1,4}", text) or text.endswith("U0"):
-        raise Refusal(f"{name} has the dtype {text!r}")
-    if fortran_order == "True":
-        raise Refusal(f"{name} is in Fortran order; save numpy.ascontiguousarray({name})")
-    try:
-        return np.dtype(text)
-    except TypeError as error:
-        raise Refusal(f"{name} has the dtype {text!r}") from error
-
-
-def _require_schema(
-    headers: Mapping[str, _Header],
-    entries: Mapping[str, Entry],
-    schema: Mapping[str, Field],
-    limits: Mapping[str, int],
-) -> None:
-    """Refuse a dtype, a shape or a size that is not as the schema says."""
-    lengths: dict[str, int] = {}
-    for name, field in schema.items():
-        header = headers[name]
-        text = header.dtype.str
-        if text[:2] != "<U" if field.dtype == "<U" else text not in field.dtype.split():
-            raise Refusal(f"{name} has the dtype {text!r}; expected {field.dtype!r}")
-        scalar = field.or_scalar and not header.shape
-        if not scalar and not _fits(header.shape, field.shape, lengths, limits):
-            known = ", ".join(str(lengths.get(str(axis), axis)) for axis in field.shape)
-            raise Refusal(f"{name} has the shape {header.shape}; expected ({known})")
-        size = header.length + math.prod(header.shape) * header.dtype.itemsize
-        if size != entries[name].size:
-            raise Refusal(f"{name} claims {size:,} bytes and has {entries[name].size:,}")
-
-
-def _fits(
-    shape: tuple[int, ...],
-    wanted: tuple[int | str, ...],
-    lengths: dict[str, int],
-    limits: Mapping[str, int],
-) -> bool:
-    """Whether a shape is as wanted; a word met for the first time takes its length, if in range."""
-    if len(shape) != len(wanted):
-        return False
-    for length, axis in zip(shape, wanted, strict=True):
-        if isinstance(axis, str) and axis not in lengths and 1 <= length <= limits[axis]:
-            lengths[axis] = length
-        if length != (lengths.get(axis) if isinstance(axis, str) else axis):
-            return False
-    return True
-
-
-def _array(
-    file: BinaryIO, mapped: np.ndarray, name: str, entry: Entry, header: _Header
-) -> np.ndarray:
+def _array(file: BinaryIO, mapped: np.ndarray, name: str, entry: Entry, head: Header) -> np.ndarray:
     """The member's data: mapped from the file, or inflated into memory; read-only, verified."""
     if entry.deflated:
         whole = inflate(file, name, entry)
@@ -269,8 +170,8 @@ def _array(
     for start in range(0, entry.size, CHUNK):
         checksum = zlib.crc32(whole[start : start + CHUNK].data, checksum)
     if checksum != entry.checksum:
-        raise Refusal(f"{name} is damaged: its checksum is wrong")
-    array = whole[header.length :].view(header.dtype).reshape(header.shape)
+        raise Refusal(f"{name} is damaged: its checksum is wrong; copy the file again")
+    array = whole[head.length :].view(head.dtype).reshape(head.shape)
     _require_values(name, array)
     array.flags.writeable = False
     return array
@@ -284,7 +185,7 @@ def _require_values(name: str, array: np.ndarray) -> None:
         if array.dtype.kind == "f" and not np.isfinite(part).all():
             first = start + int(np.flatnonzero(~np.isfinite(part))[0])
             row = first * len(array) // array.size if array.ndim else 0
-            raise Refusal(f"{name}[{row}] holds NaN or Inf")
+            raise Refusal(f"{name}[{row}] holds NaN or Inf; leave that row out")
         if array.dtype.kind == "U":
             codes = np.array(part).view("<u4")
             if ((codes > 0x10FFFF) | (codes - 0xD800 < 0x800)).any():

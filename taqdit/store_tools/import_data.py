@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from taqdit import config
 from taqdit.activations.opened import ImportedStatistics
-from taqdit.calibration.calibration_set import import_npz
+from taqdit.calibration.imported import import_npz
 from taqdit.config.overrides import spell
 from taqdit.config.parser import Arguments
 from taqdit.errors import InputError, StorageError

@@ -25,8 +25,9 @@ class Probe:
     """Reads one batch: `watch` its denoiser, evaluate `pending` with each latent, then `collect`;
     `finish` when the batch is through.
 
-    `indices` are the numbers of its trajectories, `texts` their prompts. `add(step, sums)` is
-    called for every step in order, at the latest by `finish`.
+    `indices` are the numbers of its trajectories (or of what else `unit` names: they tell the
+    folds apart), `texts` their prompts. `add(step, sums)` is called for every step in order, at
+    the latest by `finish`.
     """
 
     def __init__(
@@ -38,11 +39,12 @@ class Probe:
         *,
         texts: Sequence[str],
         masked: bool = False,
+        unit: str = "trajectory",
     ) -> None:
         folds = RowFolds(indices, folds=layout.folds)
         self._taps = taps
         self._reader = (HostReader if on_cpu() else DeviceReader)(folds, masked=masked)
-        self._batch = BatchSide(layout, indices, texts, add, folds, masked=masked)
+        self._batch = BatchSide(layout, indices, texts, add, folds, masked=masked, unit=unit)
         self._background = Background()
         self._step: int | None = None  # whose forward has been read
 

@@ -53,7 +53,8 @@ class BatchSide:
     """Puts the sites of each forward in their order, looks for NaN and Inf, and calls
     `add(step, sums)`.
 
-    `indices` are the numbers of the batch's trajectories, `texts` their prompts.
+    `indices` are the numbers of the batch's trajectories, or of another `unit`; `texts` their
+    prompts.
     """
 
     def __init__(
@@ -65,9 +66,11 @@ class BatchSide:
         folds: RowFolds,
         *,
         masked: bool,
+        unit: str = "trajectory",
     ) -> None:
         self._layout, self._indices, self._texts = layout, indices, texts
-        self._add, self._folds, self._masked = add, folds, masked
+        self._add, self._folds = add, folds
+        self._masked, self._unit = masked, unit
         self._static: dict[str, SiteSums] = {}
 
     def take(self, step: int, read: Mapping[str, SiteSums]) -> None:
@@ -100,7 +103,7 @@ class BatchSide:
                 continue
             row = int(rows.argmin()) % len(self._indices)  # the first that is not
             raise NumericError(
-                f"{site.name} holds NaN or Inf at step {step} of trajectory"
+                f"{site.name} holds NaN or Inf at step {step} of {self._unit}"
                 f" {self._indices[row]} (prompt {self._texts[row]!r}); nothing of its"
                 " batch was stored. Try model.a16=false or a lower sampler.cfg_scale;"
                 " tracer.nonfinite=count counts such values and goes on"

@@ -24,7 +24,7 @@ from faults.measuring import cost
 from PIL import Image
 
 from taqdit.activations.opened import open_statistics
-from taqdit.calibration.calibration_set import import_npz
+from taqdit.calibration.imported import import_npz
 from taqdit.errors import CorruptError, TaqditError
 from taqdit.models.sources import TinySource
 from taqdit.prompts import options as prompts

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger import shows
 
-from taqdit.calibration.calibration_set import import_npz
+from taqdit.calibration.imported import import_npz
 from taqdit.errors import InputError
 
 MEGABYTE = 2**20
