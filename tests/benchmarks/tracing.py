@@ -6,8 +6,8 @@ A: sampling at the default batch of 8, latents only.
 B: the same, reading the activations after GELU.    C: the same, reading every block input.
 D: C's statistics by a tracer that hands each activation to numpy as it is computed.
 E: C's statistics of the stored trajectories, replayed.
-The rounds alternate A B C D E; ratios are of the best rounds. Then what B and C spend, and the peak
-of MLX's memory of each. TAQDIT_BLAS=0 runs without a fast BLAS.
+The rounds alternate A B C D E; ratios are of the best rounds. Then what B and C do beside
+the sampling. Printed with each: the peak of MLX's memory. TAQDIT_BLAS=0 runs without a fast BLAS.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from taqdit.models.sites import site_paths
 from taqdit.prompts.options import shapes
 from taqdit.sampler import euler
 from taqdit.schedule import flow
+from taqdit.tracer.background import Background
 from taqdit.tracer.options import block_inputs, post_gelu
 from taqdit.tracer.probe import Probe
 from taqdit.tracer.taps import Taps
@@ -72,11 +73,8 @@ class Workload:
     def sampling(self):
         return sampling.Sampling(self.model, self.guided, self.sigmas, self.sampler)
 
-    def traced(self, tracer, totals, take=None):
-        """A function that gives each batch its probe; `totals` collects the statistics.
-
-        `take` replaces what the host does of a forward.
-        """
+    def traced(self, tracer, totals):
+        """A function that gives each batch its probe; `totals` collects the statistics."""
         paths, layout = self.sites(tracer)
 
         def add(step, sums):
@@ -85,10 +83,7 @@ class Workload:
 
         def probe_of(batch):
             taps = Taps(self.model.mmdit, paths)
-            probe = Probe(taps, layout, batch.indices, add, texts=batch.texts)
-            if take:
-                probe._host.take = take(probe._host.take)
-            return probe
+            return Probe(taps, layout, batch.indices, add, texts=batch.texts)
 
         return probe_of
 
@@ -173,38 +168,28 @@ def main():
             f"   (rounds {' '.join(f'{t:.2f}' for t in found)})"
         )
     for name, tracer in (("B", post_gelu()), ("C", block_inputs())):
-        host = []
-        alone = seconds(lambda t=tracer: work.sample(work.traced(t, {}, lambda _: ignored)))
-        whole = seconds(lambda t=tracer, h=host: work.sample(work.traced(t, {}, timed(h))))
-        print(
-            f"{name}: reductions on the device add {alone - base:.2f} s to {base:.2f} s;"
-            f" the host works {sum(host):.2f} s beside it, which adds {whole - alone:.2f} s"
-        )
+        spent = work_beside(lambda t=tracer: work.sample(work.traced(t, {})))
+        print(f"{name}: reducing, counting and merging take {spent:.2f} s of a thread beside it")
 
 
-def seconds(run):
-    """Wall time of a run."""
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+def work_beside(run):
+    """Processor seconds of what a run's probes do beside the sampling."""
+    spent, begin = [], Background.run
 
-
-def ignored(_forward):
-    """The host does nothing."""
-
-
-def timed(spent):
-    """Wraps the host's work so that its seconds are noted."""
-
-    def wrap(take):
-        def measured(forward):
+    def measured(self, job):
+        def timed():
             started = time.thread_time()
-            take(forward)
+            job()
             spent.append(time.thread_time() - started)
 
-        return measured
+        begin(self, timed)
 
-    return wrap
+    Background.run = measured
+    try:
+        run()
+    finally:
+        Background.run = begin
+    return sum(spent)
 
 
 if __name__ == "__main__":
