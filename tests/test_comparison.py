@@ -455,6 +455,7 @@ def real(tmp_path_factory):
     ]
 
 
+@pytest.mark.slow
 def test_real_runs_are_compared_whole(real, tmp_path):
     found = compare([run.folder for run in real], tmp_path)
     assert found.keys == ("sampler.cfg_scale", "timestep_selection", "timestep_selection.count")
@@ -476,6 +477,7 @@ def test_real_runs_are_compared_whole(real, tmp_path):
     assert "Notes" not in page
 
 
+@pytest.mark.slow
 def test_ranges_are_those_of_the_stored_statistics(real, tmp_path):
     compare([run.folder for run in real], tmp_path)
     with (tmp_path / "figures" / "comparison_ranges.csv").open() as file:

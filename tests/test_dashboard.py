@@ -384,6 +384,7 @@ def test_a_section_for_everything_that_is_tracked(spec):
 
 
 @library
+@pytest.mark.slow
 def test_panels_stay_readable_for_a_large_model():
     contents = contents_of(plan_of("model=sd3_medium"))
     assert len(contents.sites) > 150

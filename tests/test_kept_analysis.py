@@ -203,6 +203,7 @@ def test_the_entry_is_sealed_with_what_it_holds(first):
     assert all(sha256_file(entry / name) == digest for name, digest in sealed["files"])
 
 
+@pytest.mark.slow
 def test_intact_files_of_another_entry_are_not_taken(first, tmp_path, idle):
     """Neither those of other statistics nor those of another weighting, under the right name."""
     _, folder = first
@@ -309,6 +310,7 @@ def test_a_malformed_choice_is_damage(first, tmp_path):
         found.read("choices.safetensors", kind="analysis", index="overview")
 
 
+@pytest.mark.slow
 def test_code_that_was_edited_meanwhile_keeps_nothing(tmp_path, monkeypatch):
     """It would be filed under code that may not have made it."""
     monkeypatch.setattr(stage, "source_unchanged", lambda: False)

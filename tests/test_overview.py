@@ -248,6 +248,7 @@ samples = st.lists(hnp.arrays(np.float32, st.integers(1, 40), elements=moderate)
 
 @settings(max_examples=80, deadline=None)
 @given(parts=samples)
+@pytest.mark.slow
 def test_common_edges_hold_every_value(parts):
     found = [histogram(part) for part in parts]
     edges = common_edges(found)

@@ -170,6 +170,7 @@ def test_refresh_moves_the_old_stage_aside(launched, tmp_path):
     assert tree(old.with_name(f"{old.name}.replaced-1")) == tree(old) == before
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_stage(tmp_path):
     """The same command twice at once: each shard is made once, the bytes are those of one."""
     settings = (*ANALYTIC, "model._target_=analytic.slow", "sampler.num_trajectories=8")

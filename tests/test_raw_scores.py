@@ -131,13 +131,11 @@ def test_the_best_range_is_the_best_on_the_activations_too(raw, found, bits):
         assert truth - raw.sqnr(site, chosen) < 0.1
 
 
-@pytest.mark.parametrize(
-    "sites", [slice(3, None, 8), pytest.param(slice(None), marks=pytest.mark.slow)]
-)
-def test_distances_and_coverage_at_every_site(raw, scores, sites):
+@pytest.mark.slow
+def test_distances_and_coverage_at_every_site(raw, scores):
     """Wasserstein-1 by one sort of all values, which is scipy's number where that is tried."""
     worst = {"w1": 0.0, "js": 0.0}
-    for site in raw.sites[sites]:
+    for site in raw.sites:
         everything = [raw.values(site, step) for step in range(STEPS)]
         pooled, codes = np.concatenate(everything), codes_of(np.concatenate(everything))
         sizes = [len(values) for values in everything]

@@ -326,6 +326,7 @@ def test_a_phone_gets_a_page_of_its_own_width():
     assert viewport["content"] == "width=device-width, initial-scale=1"
 
 
+@pytest.mark.slow
 def test_the_same_report_gives_the_same_bytes():
     code = "import sys, test_report as t; sys.stdout.buffer.write(t.render(t.full()))"
     pages, here = {render(full())}, Path(__file__).parent

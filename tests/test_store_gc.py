@@ -904,8 +904,9 @@ def hooked(monkeypatch, take, only=""):
         monkeypatch.setattr(garbage, name, before(name, getattr(garbage, name)))
 
 
-@pytest.mark.parametrize("refresh", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("refresh", [False, True])
 @shows("P5", "a run begins while `store gc` removes its stage: steps of both in every order")
+@pytest.mark.slow
 def test_a_run_may_begin_at_any_moment_of_a_removal(tmp_path, use_disk, monkeypatch, refresh):
     """Its record, folder, stage.json and data at every order of moments: none is lost. A second
     stage is removed with it, and goes or comes back as a whole."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ANALYTIC, slow_unless, tree
+from conftest import ANALYTIC, tree
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -1119,7 +1119,8 @@ def test_names_of_files_are_not_written_raw_to_the_terminal(sampled, call):
 STRANGE = (None, 10**15, "text", [], [[1]], {"a": [1]})
 
 
-@pytest.mark.parametrize("kind", slow_unless(["trajectories"], ["conditioning", "trajectories"]))
+@pytest.mark.parametrize("kind", ["conditioning", "trajectories"])
+@pytest.mark.slow
 def test_a_stage_json_may_say_anything(sampled, call, kind):
     """Intact by its digest, but of contents that nobody would write."""
     stage = stage_of(sampled, kind)

@@ -36,6 +36,7 @@ def drawn():
     return scenes, attributes(np.concatenate(images))
 
 
+@pytest.mark.slow
 def test_captions_are_obeyed(drawn):
     scenes, seen = drawn
     percent = accuracy(seen, scenes)

@@ -143,6 +143,7 @@ def test_inputs_that_are_not_there_are_input_errors(tmp_path):
         package.launch([*SMALL, f"output_dir={tmp_path}", f"inputs.statistics={tmp_path}"])
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_once(outputs, monkeypatch):
     first = again(outputs, "plots=minimal")
     drawn = []

@@ -202,6 +202,7 @@ def nested(row):
     return made
 
 
+@pytest.mark.slow
 def test_every_call_can_be_read_back_from_the_offline_file(folder):
     tracker = start(offline(), folder)
     tell(tracker, folder)

@@ -232,6 +232,7 @@ def test_weights_that_are_not_here_are_not_fetched(run, monkeypatch):
 SECRET = "hf_" + "a1B2" * 8
 
 
+@pytest.mark.slow
 def test_masked_values_come_from_the_overrides_or_are_asked_for(run):
     """What run.json hides is never passed on as `***`, and never shown."""
     change(run, lambda record: record["config"]["model"].update(local_ckpt=f"/x/{MASK}/y"))
