@@ -1,6 +1,7 @@
 """Sensitivity on models with a formula: expectations are exact, sums are those of numpy."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,18 +13,25 @@ from taqdit.errors import ConfigError
 from taqdit.quantizer import Quantizer
 from taqdit.sensitivity.alike import first_alike, merged, merging
 from taqdit.sensitivity.gradients import Projections, gradients
-from taqdit.sensitivity.layout import CELL, ENDS, Linear, SensitivityLayout, range_ends
+from taqdit.sensitivity.layout import (
+    ENDS,
+    HALF_STEPS,
+    ZEROED,
+    Linear,
+    SensitivityLayout,
+    half_steps,
+    range_ends,
+)
 from taqdit.sensitivity.measured import FakeQuantized, fake_quantized
 from taqdit.sensitivity.prediction import (
-    cell_means,
-    clipping_error,
-    rounding_error,
+    noise_error,
     site_error,
+    systematic_error,
     total_error,
     velocity_decibel,
     weight_error,
 )
-from taqdit.sensitivity.reader import SensitivityProbe, cell_sums
+from taqdit.sensitivity.reader import SensitivityProbe, weight_sums
 from taqdit.sensitivity.rounded import round_to_nearest
 from taqdit.sensitivity.sums import StepSensitivity
 from taqdit.sensitivity.tails import interpolated, masses, tails
@@ -62,9 +70,8 @@ class Net(nn.Module):
 
 
 def layout_of(ends=(-4.0, 4.0), folds=2):
-    return SensitivityLayout(
-        Layout(SITES, folds), (TOKENS, TOKENS), LINEARS, np.stack([range_ends(*ends)] * 2)
-    )
+    tabulated = (np.stack([of(*ends)] * 2) for of in (range_ends, half_steps))
+    return SensitivityLayout(Layout(SITES, folds), (TOKENS, TOKENS), LINEARS, *tabulated)
 
 
 @pytest.fixture(params=[False, True], ids=["linear", "quadratic"])
@@ -221,12 +228,13 @@ def test_identical_rows_are_charged_as_one_error():
 
 @pytest.fixture(scope="module")
 def activation():
-    """Values and gradients (R, T, C) float32 of two trajectories, and their ends."""
+    """Values and gradients (R, T, C) float32 of two trajectories, their ends and half steps."""
     rng = np.random.default_rng(4)
-    values = (rng.standard_normal((4, 6, 40)) ** 3).astype(np.float32)
+    values = (rng.standard_normal((4, 200, 40)) ** 3).astype(np.float32)
     values[0, 0] = 0
-    gradient = rng.standard_normal(values.shape).astype(np.float32)
-    return values, gradient, range_ends(values.min(), values.max())
+    gradient = (0.5 + 0.5 * rng.standard_normal(values.shape)).astype(np.float32)
+    extremes = values.min(), values.max()
+    return values, gradient, range_ends(*extremes), half_steps(*extremes)
 
 
 def by_trajectory(rows):
@@ -234,28 +242,31 @@ def by_trajectory(rows):
     return np.stack(np.split(rows, 2), axis=1).reshape(len(rows) // 2, -1).astype(np.float64)
 
 
-def clipped(values, quantizer):
-    return np.clip(values, quantizer.low, quantizer.high) - values
-
-
 def test_ends_hold_the_extremes_and_every_share(activation):
-    values, _, ends = activation
+    values, _, ends, steps = activation
     assert len(ends) == ENDS
     assert (np.diff(ends) >= 0).all()
     assert ends[0] <= values.min()
     assert ends[-1] >= values.max()
     assert (ends[ENDS // 2 - 1], ends[ENDS // 2]) == (0, 0)
     np.testing.assert_allclose(ends[ENDS // 2 + 1 :], np.sort(SHARES) * values.max(), rtol=2**-7)
-    assert not (ends.view(np.uint32) & 0xFFFF).any()
+    largest = HALF_STEPS * np.abs(values).max()
+    np.testing.assert_allclose(steps, [*-largest[::-1], *largest], rtol=2**-7)
+    assert not (np.concatenate([ends, steps]).view(np.uint32) & 0xFFFF).any()
 
 
 def test_tails_are_those_of_numpy(activation):
-    values, gradient, ends = activation
-    found = tails(values, gradient, ends)
+    values, gradient, ends, steps = activation
+    cut, zeroed = tails(values, gradient, ends=ends, half_steps=steps)
     x, g = by_trajectory(values), by_trajectory(gradient)
     for number, end in enumerate(ends.astype(np.float64)):
-        cut = np.minimum(end - x, 0) if number >= ENDS // 2 else np.maximum(end - x, 0)
-        np.testing.assert_allclose(found[:, number], (g * cut).sum(axis=1), rtol=1e-5, atol=1e-4)
+        error = np.minimum(end - x, 0) if number >= ENDS // 2 else np.maximum(end - x, 0)
+        np.testing.assert_allclose(cut[:, number], (g * error).sum(axis=1), rtol=1e-5, atol=1e-4)
+    assert zeroed.shape == (2, ZEROED)
+    for number, step in enumerate(steps.astype(np.float64)):
+        within = (np.abs(x) < abs(step)) & (np.sign(x) == np.sign(step))
+        exact = (g * np.where(within, -x, 0)).sum(axis=1)
+        np.testing.assert_allclose(zeroed[:, number], exact, rtol=1e-5, atol=1e-4)
 
 
 def test_tails_between_two_ends_are_interpolated():
@@ -267,7 +278,7 @@ def test_tails_between_two_ends_are_interpolated():
 
 
 def test_masses_are_squared_gradients_by_value_and_fold(activation):
-    values, gradient, _ = activation
+    values, gradient, *_ = activation
     codes, sums = masses(values, np.square(gradient), np.array([0, 2, 0, 2]), count=3)
     squares = np.square(gradient, dtype=np.float64)
     np.testing.assert_allclose(sums.sum(axis=1), [squares[::2].sum(), 0, squares[1::2].sum()])
@@ -277,20 +288,14 @@ def test_masses_are_squared_gradients_by_value_and_fold(activation):
     np.testing.assert_allclose(sums[0, place], squares[::2][of_code[::2]].sum())
 
 
-def test_cells_are_sums_of_squared_weight_gradients():
+def test_weight_sums_are_squared_gradients_by_output_and_by_input():
     rng = np.random.default_rng(5)
-    out, entering = rng.standard_normal((4, 3, 2)), rng.standard_normal((4, 3, CELL + 8))
-    found = cell_sums(*(mx.array(a.astype(np.float32)) for a in (out, entering)))
+    out, entering = rng.standard_normal((4, 3, 2)), rng.standard_normal((4, 3, 7))
+    outputs, inputs = weight_sums(*(mx.array(a.astype(np.float32)) for a in (out, entering)))
     by_row = np.einsum("rto,rti->roi", out, entering)
-    squares = np.square(by_row[:2] + by_row[2:]).sum(axis=0)
-    exact = np.stack([squares[:, :CELL].sum(axis=1), squares[:, CELL:].sum(axis=1)], axis=1)
-    np.testing.assert_allclose(found, exact, rtol=1e-5)
-
-
-def test_cell_means_of_a_short_cell():
-    error = np.ones((2, CELL + 3))
-    error[1, CELL:] = 2
-    np.testing.assert_allclose(cell_means(error), [[1, 1], [1, 4]])
+    squares = np.square(by_row[:2] + by_row[2:])
+    np.testing.assert_allclose(outputs, squares.sum(axis=2), rtol=1e-5)
+    np.testing.assert_allclose(inputs, squares.sum(axis=1), rtol=1e-5)
 
 
 # --- prediction -----------------------------------------------------------------------------
@@ -298,9 +303,10 @@ def test_cell_means_of_a_short_cell():
 
 def sums_of(activation, *, trajectories=(0, 3)):
     """The record of one site and one linear, made of the activation alone, in 2 folds."""
-    values, gradient, ends = activation
+    values, gradient, ends, steps = activation
     folds = np.tile(np.array(trajectories) % 2, 2)
     codes, sums = masses(values, np.square(gradient), folds, count=2)
+    cut, zeroed = tails(values, gradient, ends=ends, half_steps=steps)
     record = StepSensitivity(
         trajectories=np.array(trajectories),
         power=np.ones(2, np.float32),
@@ -308,34 +314,64 @@ def sums_of(activation, *, trajectories=(0, 3)):
         codes=codes,
         bin_ends=np.array([0, len(codes)]),
         masses=sums.astype(np.float32),
-        tails=tails(values, gradient, ends)[:, None, None],
-        cells=np.arange(4, dtype=np.float32),
+        tails=cut[:, None, None],
+        zeroed=zeroed[:, None, None],
+        outputs=np.array([[20, 60], [40, 0]], np.float32),
+        inputs=np.array([[2] * 40, [1] * 40], np.float32),
     )
     linear = Linear("mm_00_img.fc1", "mm_00_img.fc1_in", "one", 2, 40)
-    site = Site("mm_00_img.fc1_in", 40)
-    return record, SensitivityLayout(Layout((site,), 2), (6,), (linear,), ends[None])
+    layout = Layout((Site("mm_00_img.fc1_in", 40),), 2)
+    return record, SensitivityLayout(layout, (6,), (linear,), ends[None], steps[None])
 
 
-@pytest.mark.parametrize("bits", [8, 6, 4])
-@pytest.mark.parametrize("share", [1.0, 0.4, 0.05])
-def test_rounding_and_clipping_are_those_of_the_values(activation, bits, share):
-    values, gradient, _ = activation
+def with_own_ends(activation, quantizer):
+    """The activation with the quantizer's own ends and half step among those tabulated."""
+    values, gradient, ends, steps = activation
+    below, above = (part.copy() for part in np.split(ends, 2))
+    below[3], above[3] = quantizer.low[0], quantizer.high[0]
+    lower, upper = (part.copy() for part in np.split(steps, 2))
+    lower[3], upper[3] = -quantizer.scale[0] / 2, quantizer.scale[0] / 2
+    ordered = [np.sort(part) for part in (below, above, lower, upper)]
+    return values, gradient, np.concatenate(ordered[:2]), np.concatenate(ordered[2:])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
+@pytest.mark.parametrize("scale", [0.0625, 0.5, 4.0])
+def test_noise_and_what_is_systematic_are_those_of_the_values(activation, bits, share, scale):
+    zero_point = np.rint(share * (2**bits - 1))
+    quantizer = Quantizer(np.array([scale]), np.array([zero_point]), bits)
+    activation = with_own_ends(activation, quantizer)
     record, layout = sums_of(activation)
-    low, high = np.float64(share * values.min()), np.float64(share * values.max())
-    quantizer = Quantizer.of_range(low, high, bits=bits)
-    x, g = values.astype(np.float64), gradient.astype(np.float64)
-    cut = clipped(x, quantizer)
-    rounding = quantizer.rounded(x) - x - cut
-    exact = np.square(g * rounding).sum(axis=(1, 2))
-    many = Quantizer(*(np.array([a]) for a in (quantizer.scale, quantizer.zero_point)), bits)
-    found = rounding_error(record, 0, many)[0]
-    np.testing.assert_allclose(found, exact[:2] + exact[2:], rtol=0.15)
-    exact = np.square((by_trajectory(gradient) * by_trajectory(cut)).sum(axis=1))
-    power = np.square(by_trajectory(gradient)).sum()
-    clipping = clipping_error(record, layout, 0, many)[0]
-    np.testing.assert_allclose(clipping, exact, rtol=0.1, atol=2e-3 * power)
+    x, g = (by_trajectory(rows) for rows in activation[:2])
+    error = quantizer.rounded(x) - x
+    cut = np.clip(x, quantizer.low, quantizer.high) - x
+    systematic = np.where(quantizer.rounded(x) == 0, error, cut)
+    exact = np.square(g * (error - systematic)).sum(axis=1)
+    noise = noise_error(record, 0, quantizer)[0]
+    np.testing.assert_allclose(noise, exact, rtol=0.1)
+    exact = np.square((g * systematic).sum(axis=1))
+    charged = systematic_error(record, layout, 0, quantizer)[0]
+    np.testing.assert_allclose(charged, exact, rtol=1e-3)
     whole = site_error(record, layout, "mm_00_img.fc1_in", quantizer)
-    np.testing.assert_allclose(whole[0], found + clipping)
+    np.testing.assert_allclose(whole[0], noise + charged)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_between_what_is_tabulated_the_error_is_near(activation, bits):
+    """Ranges at random, of values that all pull one way."""
+    values, gradient, *tabulated = activation
+    record, layout = sums_of((values, np.sign(values) * np.abs(gradient), *tabulated))
+    x, g = by_trajectory(values), np.sign(by_trajectory(values)) * np.abs(by_trajectory(gradient))
+    shares = np.random.default_rng(9).uniform(0.02, 1, (20, 2))
+    many = Quantizer.of_range(shares[:, 0] * x.min(), shares[:, 1] * x.max(), bits=bits)
+    charged = systematic_error(record, layout, 0, many)
+    for number in range(20):
+        one = Quantizer(many.scale[number], many.zero_point[number], bits)
+        rounded = one.rounded(x)
+        cut = np.clip(x, one.low, one.high) - x
+        exact = np.square((g * np.where(rounded == 0, -x, cut)).sum(axis=1))
+        np.testing.assert_allclose(charged[number], exact, rtol=0.1)
 
 
 def test_many_quantizers_are_charged_at_once(activation):
@@ -350,23 +386,29 @@ def test_many_quantizers_are_charged_at_once(activation):
         )
 
 
-def test_weight_errors_are_charged_by_cell(activation):
+def test_weight_errors_are_charged_by_output_and_input(activation):
     record, layout = sums_of(activation)
     error = np.zeros((2, 40))
-    error[1, 32:] = 3.0
-    assert weight_error(record, layout, "mm_00_img.fc1", error) == pytest.approx(3 * 9)
+    error[1, 30:] = 3.0
+    charged = weight_error(record, layout, "mm_00_img.fc1", error)
+    np.testing.assert_allclose(charged, [60 * 2 * 10 * 9 / 80, 0])
     with pytest.raises(KeyError):
         weight_error(record, layout, "mm_01_img.fc1", error)
     quantizer = Quantizer.of_range(np.float64(-1), np.float64(1), bits=4)
-    total = total_error(
+    found = total_error(
         record,
         layout,
         activations={"mm_00_img.fc1_in": quantizer},
         weights={"mm_00_img.fc1": error},
     )
-    assert total == pytest.approx(
-        27 + site_error(record, layout, "mm_00_img.fc1_in", quantizer).sum()
-    )
+    site = site_error(record, layout, "mm_00_img.fc1_in", quantizer)[0]
+    np.testing.assert_allclose(found, charged + site)
+
+
+def test_weights_without_an_effect_are_charged_nothing(activation):
+    record, layout = sums_of(activation)
+    nothing = replace(record, outputs=0 * record.outputs, inputs=0 * record.inputs)
+    assert not weight_error(nothing, layout, "mm_00_img.fc1", np.ones((2, 40))).any()
 
 
 def test_velocity_error_in_decibel():
@@ -379,9 +421,9 @@ def test_velocity_error_in_decibel():
 
 
 def test_records_are_merged_and_read_back(activation):
-    values, gradient, ends = activation
+    values, gradient, *tabulated = activation
     one, layout = sums_of(activation)
-    other, _ = sums_of((values[::-1] * 2, gradient, ends), trajectories=(4, 7))
+    other, _ = sums_of((values[::-1] * 2, gradient, *tabulated), trajectories=(4, 7))
     both = one.merged(other)
     np.testing.assert_array_equal(both.trajectories, [0, 3, 4, 7])
     np.testing.assert_allclose(both.masses.sum(), one.masses.sum() + other.masses.sum(), rtol=1e-5)
@@ -394,8 +436,8 @@ def test_records_are_merged_and_read_back(activation):
         assert getattr(again, name) is array
     with pytest.raises(ValueError, match="in both"):
         both.merged(one)
-    with pytest.raises(ValueError, match=r"'cells' is no float32 of shape \(4,\)"):
-        StepSensitivity.of_tensors(layout, both.tensors() | {"cells": both.cells[1:]})
+    with pytest.raises(ValueError, match=r"'inputs' is no float32 of shape \(2, 40\)"):
+        StepSensitivity.of_tensors(layout, both.tensors() | {"inputs": both.inputs[1:]})
     with pytest.raises(ValueError, match="missing"):
         StepSensitivity.of_tensors(layout, {})
 

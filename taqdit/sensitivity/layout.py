@@ -18,10 +18,11 @@ from taqdit.models.sites import site_paths
 from taqdit.tracer.taps import Taps
 
 if TYPE_CHECKING:
-    from taqdit.models.spec import Model, ModelSpec
+    from taqdit.models.spec import Model
 
-CELL = 32  # weights of one output channel whose sums are kept together; groups are multiples of it
 ENDS = 2 * (len(SHARES) + 1)  # candidate ends of a range: the low ones, the high ones
+HALF_STEPS = 0.5 * 2.0 ** (-np.arange(45, -1, -1) / 4)  # of quantizers, in shares of the absmax
+ZEROED = 2 * len(HALF_STEPS)
 _DROPPED = np.uint32(0xFFFF)  # mantissa bits that an end has not
 
 
@@ -34,25 +35,22 @@ class Linear(NamedTuple):
     outputs: int
     inputs: int
 
-    @property
-    def cells(self) -> tuple[int, int]:
-        """Shape of the weight in cells, (outputs, cells a row); the last of a row may be short."""
-        return self.outputs, -(-self.inputs // CELL)
-
 
 @dataclass(frozen=True, eq=False)
 class SensitivityLayout:
-    """S sites in F folds, the tokens that a row has at each, L linears, and ENDS per site.
+    """S sites in F folds, the tokens that a row has at each, L linears, and what is tabulated.
 
     `ends` (S, ENDS) float32, ascending: the low ends of candidate ranges from the site's minimum
-    to 0, then the high ends from 0 to its maximum. They are bfloat16 numbers: one compares the
-    upper 16 bits alone. Between two of them one interpolates.
+    to 0, then the high ends from 0 to its maximum. `half_steps` (S, ZEROED) float32, ascending:
+    half the scale of quantizers, below zero and above. All are bfloat16 numbers: the upper 16 bits
+    of a value tell on which side it lies. Between two of them one interpolates.
     """
 
     layout: Layout
     tokens: tuple[int, ...]
     linears: tuple[Linear, ...]
     ends: np.ndarray
+    half_steps: np.ndarray
 
     @classmethod
     def of(
@@ -86,6 +84,7 @@ class SensitivityLayout:
             tuple(each.tokens for each in chosen),
             tuple(_linears(model, [each.site for each in chosen])),
             np.stack([range_ends(*extremes[name]) for name in names]),
+            np.stack([half_steps(*extremes[name]) for name in names]),
         )
 
     @property
@@ -99,13 +98,14 @@ class SensitivityLayout:
         return self.layout.folds
 
     @cached_property
-    def offsets(self) -> np.ndarray:
-        """Where the cells of each linear begin, (L + 1,) int64."""
-        return np.cumsum([0, *(rows * row for rows, row in (each.cells for each in self.linears))])
+    def outputs(self) -> dict[str, slice]:
+        """Where the output channels of each linear lie, those of all side by side."""
+        return _spans({each.name: each.outputs for each in self.linears})
 
-    def cells(self, linear: int) -> slice:
-        """Where the cells of a linear lie side by side with those of all others."""
-        return slice(int(self.offsets[linear]), int(self.offsets[linear + 1]))
+    @cached_property
+    def inputs(self) -> dict[str, slice]:
+        """Where its input channels do."""
+        return _spans({each.name: each.inputs for each in self.linears})
 
     def taps(self, model: Model) -> Taps:
         """Taps around the linears."""
@@ -114,17 +114,26 @@ class SensitivityLayout:
 
 
 def range_ends(low: float, high: float) -> np.ndarray:
-    """Candidate ends (ENDS,) float32 of ranges within [low, high], shortened to bfloat16."""
+    """Candidate ends (ENDS,) float32 of ranges within [low, high], as bfloat16 numbers."""
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     below = np.append(-np.sort(-SHARES), 0) * low
-    ends = np.concatenate([below, np.append(0, np.sort(SHARES)) * high]).astype(np.float32)
-    outward = ends.view(np.uint32) + _DROPPED  # away from zero: the extremes lie inside
-    return (outward & ~_DROPPED).view(np.float32)
+    return _outward(np.concatenate([below, np.append(0, np.sort(SHARES)) * high]))
 
 
-def input_sites(spec: ModelSpec) -> dict[str, str]:
-    """Linear -> the site it reads, for every linear that reads one."""
-    return {layer: each.site.name for each in site_paths(spec) for layer in layers_of(each.site)}
+def half_steps(low: float, high: float) -> np.ndarray:
+    """Half scales (ZEROED,) float32 of quantizers of values in [low, high], as bfloat16 numbers."""
+    steps = HALF_STEPS * max(-float(low), float(high), 0.0)
+    return _outward(np.concatenate([-steps[::-1], steps]))
+
+
+def _outward(ends: np.ndarray) -> np.ndarray:
+    """The nearest bfloat16 numbers that are no nearer to zero, float32: extremes lie inside."""
+    return ((ends.astype(np.float32).view(np.uint32) + _DROPPED) & ~_DROPPED).view(np.float32)
+
+
+def _spans(widths: Mapping[str, int]) -> dict[str, slice]:
+    ends = np.cumsum([0, *widths.values()]).tolist()
+    return dict(zip(widths, map(slice, ends[:-1], ends[1:]), strict=True))
 
 
 def _linears(model: Model, sites: Sequence[Site]) -> list[Linear]:

@@ -1,9 +1,9 @@
 """What a quantizer would do to the velocity, from the sums of a step alone: no model is run.
 
-To first order, errors of different sites and weights are independent and their squares add up. An
-activation's rounding is noise: sum of g^2 times the mean square of what rounding does to the values
-of each histogram bin. What a range cuts off is not: it is the square of <g, clipping error>. The
-error of a weight is noise as well, cell by cell.
+To first order, errors of different sites and weights are independent and their squares add up. What
+a range cuts off and what is rounded to zero are known functions of the value: they are charged as
+the square of <g, e>. The rest of rounding is noise: sum of g^2 times its mean square in each
+histogram bin. The error of a weight is noise as well, its g^2 a product of output and input.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from taqdit.activations.bins import SIGN, bounds_of
-from taqdit.analysis.noise import bin_errors
 from taqdit.quantizer import Quantizer, decibel
-from taqdit.sensitivity.layout import CELL, ENDS, SensitivityLayout
+from taqdit.sensitivity.layout import ENDS, ZEROED, SensitivityLayout
 from taqdit.sensitivity.sums import StepSensitivity
 from taqdit.sensitivity.tails import interpolated
 
@@ -31,45 +30,77 @@ def site_error(
     number = layout.layout.index(site)
     scale, zero_point = np.broadcast_arrays(quantizer.scale, quantizer.zero_point)
     many = Quantizer(np.atleast_1d(scale), np.atleast_1d(zero_point), quantizer.bits)
-    return rounding_error(sums, number, many) + clipping_error(sums, layout, number, many)
+    noise = noise_error(sums, number, many)
+    return noise + systematic_error(sums, layout, number, many)
 
 
-def rounding_error(sums: StepSensitivity, site: int, quantizer: Quantizer) -> np.ndarray:
-    """Of values within the range, as noise: (Q, F)."""
+def noise_error(sums: StepSensitivity, site: int, quantizer: Quantizer) -> np.ndarray:
+    """Of values that are rounded to a code other than zero's, (Q, F); quantizers (Q,)."""
     codes, masses = sums.bins(site)
     magnitude = codes.astype(np.int64) & (SIGN - 1)
     left, right = bounds_of(np.where(codes & SIGN, -magnitude, magnitude))
-    return bin_errors(left, right, quantizer, clipping=False) @ masses.astype(np.float64).T
+    scale, lowest = quantizer.scale[:, None], -quantizer.zero_point[:, None]
+    highest = lowest + 2**quantizer.bits - 1
+    below, until = (_noise_integral(u / scale, lowest, highest) for u in (left, right))
+    squares = scale**2 * (until - below) / ((right - left) / scale)  # values spread evenly in a bin
+    return squares @ masses.astype(np.float64).T
 
 
-def clipping_error(
+def _noise_integral(u: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> np.ndarray:
+    """Integral of the squared rounding error up to u, in steps of the quantizer (less a constant),
+    without that of what is rounded to zero and beyond the range."""
+    inside = np.clip(u, lowest, highest)
+    code = np.rint(inside)
+    return code / 12 + ((inside - code) ** 3 - np.clip(inside, -0.5, 0.5) ** 3) / 3
+
+
+def systematic_error(
     sums: StepSensitivity, layout: SensitivityLayout, site: int, quantizer: Quantizer
 ) -> np.ndarray:
-    """Of values beyond the range, (Q, F): squares of the projection, means over the probes."""
-    ends, half = layout.ends[site].astype(np.float64), ENDS // 2
-    tails = sums.tails[:, :, site].astype(np.float64)  # (N, P, ENDS)
-    cut = interpolated(tails[..., :half], ends[:half], quantizer.low)
-    cut = cut + interpolated(tails[..., half:], ends[half:], quantizer.high)
-    return _by_fold(np.square(cut).mean(axis=1), sums.trajectories, layout.folds).T
+    """Of values beyond the range or rounded to zero, (Q, F); quantizers (Q,).
+
+    Squares of the projection of both together, means over the probes.
+    """
+    ends, tails = layout.ends[site].astype(np.float64), sums.tails[:, :, site].astype(np.float64)
+    steps, zeroed = layout.half_steps[site].astype(np.float64), sums.zeroed[:, :, site]
+    low, high, half = slice(ENDS // 2), slice(ENDS // 2, None), quantizer.scale / 2
+    below, above = slice(ZEROED // 2), slice(ZEROED // 2, None)
+    pull = (
+        interpolated(tails[..., low], ends[low], quantizer.low)
+        + interpolated(tails[..., high], ends[high], quantizer.high)
+        # a range that ends at zero cuts off all that lies beyond it
+        + (quantizer.low < 0) * _from_zero(zeroed[..., below], steps[below], -half)
+        + (quantizer.high > 0) * _from_zero(zeroed[..., above], steps[above], half)
+    )
+    by_trajectory = np.square(pull).mean(axis=1)  # (N, Q)
+    errors = np.zeros((layout.folds, len(half)))
+    np.add.at(errors, sums.trajectories % layout.folds, by_trajectory)
+    return errors.T
+
+
+def _from_zero(zeroed: np.ndarray, steps: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """`interpolated`, where at zero there is nothing."""
+    order = np.argsort(np.append(steps, 0), kind="stable")
+    nothing = np.zeros((*zeroed.shape[:-1], 1))
+    whole = np.concatenate([zeroed, nothing], axis=-1)[..., order]
+    return interpolated(whole, np.append(steps, 0)[order], at)
 
 
 def weight_error(
     sums: StepSensitivity, layout: SensitivityLayout, linear: str, error: np.ndarray
-) -> float:
-    """Squared velocity error of a step, summed over all its trajectories, of an error (O, I) that
-    is added to a weight; any error. Raises KeyError for a linear that the layout has not."""
-    number = next((i for i, each in enumerate(layout.linears) if each.name == linear), None)
-    if number is None:
-        raise KeyError(linear)
-    cells = sums.cells[layout.cells(number)].reshape(layout.linears[number].cells)
-    return float((cells * cell_means(error)).sum(dtype=np.float64))
+) -> np.ndarray:
+    """Squared velocity error of a step by fold, (F,), of an error (O, I) that is added to a weight:
+    of rounding at any width and group, or any other that is noise.
 
-
-def cell_means(error: np.ndarray) -> np.ndarray:
-    """Mean square over each cell of an error (O, I) of a weight, (O, cells a row) float64."""
-    starts = np.arange(0, error.shape[1], CELL)
-    sums = np.add.reduceat(np.square(error, dtype=np.float64), starts, axis=1)
-    return sums / np.diff(np.append(starts, error.shape[1]))
+    g^2 of the weight of output o and input i is taken as outputs[o] inputs[i] / sum: on the
+    embedded model as good as g^2 itself (4 bits: rank correlation .984, itself .985). A massive
+    input counts as what it is. Raises KeyError for a linear that the layout has not.
+    """
+    outputs = sums.outputs[:, layout.outputs[linear]].astype(np.float64)
+    inputs = sums.inputs[:, layout.inputs[linear]].astype(np.float64)
+    squares = np.square(error, dtype=np.float64)
+    total = outputs.sum(axis=1)
+    return np.einsum("fo,oi,fi->f", outputs, squares, inputs) / np.where(total > 0, total, 1)
 
 
 def total_error(
@@ -78,14 +109,17 @@ def total_error(
     *,
     activations: Mapping[str, Quantizer],
     weights: Mapping[str, np.ndarray],
-) -> float:
-    """Squared velocity error of a step, over all its trajectories, of everything at once.
+) -> np.ndarray:
+    """Squared velocity error of a step by fold, (F,), of everything at once.
 
     `activations` are quantizers of sites, of a single number each; `weights` errors of linears.
     """
-    sites = (site_error(sums, layout, site, each).sum() for site, each in activations.items())
-    linears = (weight_error(sums, layout, linear, each) for linear, each in weights.items())
-    return float(sum(sites) + sum(linears))
+    total = np.zeros(layout.folds)
+    for site, quantizer in activations.items():
+        total += site_error(sums, layout, site, quantizer)[0]
+    for linear, error in weights.items():
+        total += weight_error(sums, layout, linear, error)
+    return total
 
 
 def velocity_decibel(errors: np.ndarray, powers: np.ndarray, weights: np.ndarray) -> float:
@@ -93,12 +127,4 @@ def velocity_decibel(errors: np.ndarray, powers: np.ndarray, weights: np.ndarray
 
     -Inf without an error, NaN where the velocity is zero as well.
     """
-    error, power = np.dot(weights, errors), np.dot(weights, powers)
-    return float(decibel(error, power))
-
-
-def _by_fold(values: np.ndarray, trajectories: np.ndarray, folds: int) -> np.ndarray:
-    """Sums (F, ..) over the trajectories of each fold, of values (N, ..)."""
-    sums = np.zeros((folds, *values.shape[1:]))
-    np.add.at(sums, trajectories % folds, values)
-    return sums
+    return float(decibel(np.dot(weights, errors), np.dot(weights, powers)))

@@ -17,7 +17,7 @@ from taqdit.backend import mx
 from taqdit.errors import NumericError
 from taqdit.sensitivity.alike import first_alike, merged, merging
 from taqdit.sensitivity.gradients import Denoise, Gradients, Projections, gradients
-from taqdit.sensitivity.layout import CELL, SensitivityLayout
+from taqdit.sensitivity.layout import SensitivityLayout
 from taqdit.sensitivity.sums import StepSensitivity, packed_bins
 from taqdit.sensitivity.tails import masses, tails
 from taqdit.tracer.taps import Taps
@@ -46,8 +46,9 @@ class SensitivityProbe:
     ) -> None:
         self._taps, self._layout, self._indices = taps, layout, indices
         self._add, self._sigmas, self._projections = add, np.asarray(sigmas), projections
+        self._folds = np.array([index % layout.folds for index in indices])
         self._onto = merging(first_alike(np.array(tokens)))
-        self._steps: list[tuple[int, int, Gradients, mx.array]] = []
+        self._read: list[tuple[int, Gradients, tuple[mx.array, mx.array]]] = []
 
     def watch(self, denoise: Denoise) -> Denoise:
         """A denoiser with the same outputs that is differentiated."""
@@ -64,9 +65,9 @@ class SensitivityProbe:
                     sigma=float(self._sigmas[step]),
                     direction=mx.array(direction),
                 )
-                cells = self._cells(found)
-                mx.eval(found, cells)  # one graph at a time
-                self._steps.append((step, probe, found._replace(at_outputs={}), cells))
+                weights = self._weights(found)
+                mx.eval(found, weights)  # one graph at a time
+                self._read.append((step, found._replace(at_outputs={}), weights))
             return found.clean
 
         return watched
@@ -81,21 +82,22 @@ class SensitivityProbe:
 
         Raises NumericError naming the site if a gradient is NaN or Inf.
         """
-        if not self._steps:
+        if not self._read:
             raise RuntimeError("no forward has been differentiated since the last collect")
-        step = self._steps[0][0]
-        probes = [self._on_host(found) for _, _, found, _ in self._steps]
-        cells = np.mean([np.array(cells) for *_, cells in self._steps], axis=0)
-        power = np.array(mx.square(self._steps[0][2].velocity).sum(axis=(1, 2, 3)))
-        self._steps = []
-        channels, bins, cut = zip(*probes, strict=True)
+        step, first, _ = self._read[0]
+        power = np.array(mx.square(first.velocity).sum(axis=(1, 2, 3)))
+        probes = [(*self._sites(found), *self._linears(sums)) for _, found, sums in self._read]
+        self._read = []
+        channels, bins, cut, zeroed, outputs, inputs = zip(*probes, strict=True)
         sums = StepSensitivity(
             trajectories=np.array(self._indices, np.int64),
             power=power.astype(np.float32),
-            channels=np.asarray(np.mean(channels, axis=0, dtype=np.float32)),
+            channels=_mean(channels),
             **packed_bins([_mean_bins(of_site) for of_site in zip(*bins, strict=True)]),
             tails=np.stack(cut, axis=1),
-            cells=cells.astype(np.float32),
+            zeroed=np.stack(zeroed, axis=1),
+            outputs=_mean(outputs),
+            inputs=_mean(inputs),
         )
         self._refuse_nonfinite(sums, step)
         self._add(step, sums)
@@ -103,29 +105,40 @@ class SensitivityProbe:
     def finish(self) -> None:
         """Nothing waits."""
 
-    def _cells(self, found: Gradients) -> mx.array:
-        """Sum over trajectories of the squared gradients by all weights, (W,), cell by cell."""
-        parts = [
-            cell_sums(found.at_outputs[each.name], found.inputs[each.site]).reshape(-1)
+    def _weights(self, found: Gradients) -> tuple[mx.array, mx.array]:
+        """`weight_sums` of all linears side by side: (N, O), (N, I)."""
+        sums = [
+            weight_sums(found.at_outputs[each.name], found.inputs[each.site])
             for each in self._layout.linears
         ]
-        return mx.concatenate(parts)
+        outputs, inputs = zip(*sums, strict=True)
+        return mx.concatenate(list(outputs), axis=1), mx.concatenate(list(inputs), axis=1)
 
-    def _on_host(self, found: Gradients) -> Any:
-        """Of one probe: channels (2, F, C), bins of each site, tails (N, S, ENDS)."""
-        layout = self._layout
-        folds = np.array([index % layout.folds for index in self._indices])
+    def _linears(self, sums: tuple[mx.array, mx.array]) -> list[np.ndarray]:
+        """Of one probe: outputs (F, O), inputs (F, I)."""
+        return [self._by_fold(np.array(part)) for part in sums]
+
+    def _sites(self, found: Gradients) -> tuple[np.ndarray, list[Any], np.ndarray, np.ndarray]:
+        """Of one probe: channels (2, F, C), bins of each site, tails and zeroed (N, S, ..)."""
+        layout, rows = self._layout, np.tile(self._folds, 2)
         channels, bins, cut = [], [], []
-        for site, ends in zip(layout.sites, layout.ends, strict=True):
+        for number, site in enumerate(layout.sites):
             gradient = merged(found.at_inputs[site.name], self._onto, stream=site.stream)
             squares = mx.square(gradient)
+            halves = np.split(np.array(squares.sum(axis=1)), 2)
+            channels.append(np.stack([self._by_fold(half) for half in halves]))
             values = np.array(found.inputs[site.name])
-            own = np.array(gradient)
-            channels.append(_by_fold(np.array(squares.sum(axis=1)), folds, layout.folds))
-            rows = np.tile(folds, 2)
             bins.append(masses(values, np.array(squares), rows, count=layout.folds))
-            cut.append(tails(values, own, ends))
-        return np.concatenate(channels, axis=-1), bins, np.stack(cut, axis=1)
+            ends, half_steps = layout.ends[number], layout.half_steps[number]
+            cut.append(tails(values, np.array(gradient), ends=ends, half_steps=half_steps))
+        tails_, zeroed = (np.stack(part, axis=1) for part in zip(*cut, strict=True))
+        return np.concatenate(channels, axis=-1), bins, tails_, zeroed
+
+    def _by_fold(self, rows: np.ndarray) -> np.ndarray:
+        """Sums (F, ..) over the trajectories of each fold, of rows (N, ..)."""
+        sums = np.zeros((self._layout.folds, *rows.shape[1:]), np.float32)
+        np.add.at(sums, self._folds, rows)
+        return sums
 
     def _refuse_nonfinite(self, sums: StepSensitivity, step: int) -> None:
         squares = sums.squares(self._layout).sum(axis=(1, 2))
@@ -134,26 +147,23 @@ class SensitivityProbe:
             for site, value in zip(self._layout.sites, squares, strict=True)
             if not np.isfinite(value)
         ]
-        if odd or not np.isfinite(sums.cells).all():
+        if odd or not np.isfinite(sums.outputs).all():
             where = odd[0] if odd else "a weight"
             raise NumericError(
                 f"the gradient at {where} is NaN or Inf at step {step}; try model.a16=false"
             )
 
 
-def cell_sums(at_outputs: mx.array, inputs: mx.array) -> mx.array:
-    """Sums over trajectories and over cells of the squared gradient by a weight, (O, cells).
+def weight_sums(at_outputs: mx.array, inputs: mx.array) -> tuple[mx.array, mx.array]:
+    """Squared gradients by a weight of each trajectory, summed for each output channel, (N, O), and
+    for each input channel, (N, I).
 
     The gradient by the weight (O, I) of a linear is that by what leaves it, (R, T, O), times what
     enters, (R, T, I); of one trajectory it is summed over both halves, as they share the weight.
     """
     by_output, entering = (_by_trajectory(array) for array in (at_outputs, inputs))
-    gradient = by_output.transpose(0, 2, 1) @ entering  # (N, O, I)
-    _, rows, width = gradient.shape
-    squares = mx.square(gradient).sum(axis=0)
-    if width % CELL:
-        squares = mx.pad(squares, [(0, 0), (0, -width % CELL)])
-    return squares.reshape(rows, -1, CELL).sum(axis=2)
+    squares = mx.square(by_output.transpose(0, 2, 1) @ entering)  # (N, O, I)
+    return squares.sum(axis=2), squares.sum(axis=1)
 
 
 def _by_trajectory(array: mx.array) -> mx.array:
@@ -161,12 +171,8 @@ def _by_trajectory(array: mx.array) -> mx.array:
     return mx.concatenate(array.split(2), axis=1)
 
 
-def _by_fold(rows: np.ndarray, folds: np.ndarray, count: int) -> np.ndarray:
-    """Sums (2, F, C) of rows (2N, C), positives and negatives, over the trajectories of a fold."""
-    sums = np.zeros((2, count, rows.shape[-1]), np.float32)
-    for half, part in enumerate(np.split(rows, 2)):
-        np.add.at(sums[half], folds, part)
-    return sums
+def _mean(probes: Sequence[np.ndarray]) -> np.ndarray:
+    return np.asarray(np.mean(probes, axis=0), np.float32)
 
 
 def _mean_bins(probes: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from taqdit.activations.bins import BINS
-from taqdit.sensitivity.layout import ENDS, SensitivityLayout
+from taqdit.sensitivity.layout import ENDS, ZEROED, SensitivityLayout
+
+_ROWS = ("trajectories", "power", "tails", "zeroed")  # of one trajectory each
+_ADDED = ("channels", "outputs", "inputs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +26,10 @@ class StepSensitivity:
     - `codes` (k,) uint16 and `masses` (F, k): sum of g^2 over the values in each histogram bin, of
       all sites one after another; those of site s are at bin_ends[s] .. bin_ends[s + 1], (S + 1,)
       int64.
-    - `tails` (N, P, S, ENDS): <g, e> of what each candidate end cuts off, both halves together.
-    - `cells` (W,): sum of g^2 over the CELL weights of each cell, of all linears side by side.
+    - `tails` (N, P, S, ENDS): <g, e> of what each candidate end cuts off, both halves together;
+      `zeroed` (N, P, S, ZEROED): of what lies within each half step of zero.
+    - `outputs` (F, O), `inputs` (F, I): sum of g^2 over a weight, for each of its output and of its
+      input channels; those of all linears side by side.
     """
 
     trajectories: np.ndarray
@@ -34,7 +39,9 @@ class StepSensitivity:
     bin_ends: np.ndarray
     masses: np.ndarray
     tails: np.ndarray
-    cells: np.ndarray
+    zeroed: np.ndarray
+    outputs: np.ndarray
+    inputs: np.ndarray
 
     def bins(self, site: int) -> tuple[np.ndarray, np.ndarray]:
         """Codes (k,) and sums (F, k) of a site's histogram bins."""
@@ -58,14 +65,9 @@ class StepSensitivity:
         bins = [
             _merged_bins(self.bins(site), other.bins(site)) for site in range(self.tails.shape[2])
         ]
-        return StepSensitivity(
-            trajectories=np.concatenate([self.trajectories, other.trajectories]),
-            power=np.concatenate([self.power, other.power]),
-            channels=self.channels + other.channels,
-            **packed_bins(bins),
-            tails=np.concatenate([self.tails, other.tails]),
-            cells=self.cells + other.cells,
-        )
+        both = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _ROWS}
+        added = {name: getattr(self, name) + getattr(other, name) for name in _ADDED}
+        return StepSensitivity(**both, **added, **packed_bins(bins))
 
     def tensors(self) -> dict[str, np.ndarray]:
         """As plain arrays; `of_tensors` reads them back."""
@@ -90,7 +92,9 @@ class StepSensitivity:
             "bin_ends": (np.int64, (sites + 1,)),
             "masses": (np.float32, (folds, bins)),
             "tails": (np.float32, (count, probes, sites, ENDS)),
-            "cells": (np.float32, (int(layout.offsets[-1]),)),
+            "zeroed": (np.float32, (count, probes, sites, ZEROED)),
+            "outputs": (np.float32, (folds, sum(each.outputs for each in layout.linears))),
+            "inputs": (np.float32, (folds, sum(each.inputs for each in layout.linears))),
         }
         for name, (dtype, shape) in shapes.items():
             if tensors[name].dtype != dtype or tensors[name].shape != shape:
