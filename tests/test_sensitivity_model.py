@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
+from test_taps import Flux
 from traced import Conditioned, Tracing
 
 from taqdit.analysis.static import SHARES
@@ -189,6 +190,43 @@ def test_weight_gradients_are_those_of_mlx_without_taps(reader, layer):
             module.weight = weight
     ours = mx.einsum("rto,rti->oi", found.at_outputs[layer], found.inputs[linear.site])
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(mx.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_unified_blocks_have_gradients_of_their_own(parallel):
+    """Where attention and MLP read the same array, each site has its own delta."""
+    flux, rng = Flux(parallel=parallel), np.random.default_rng(0)
+    extremes = {each.site.name: (-9, 9) for each in site_paths(flux.spec)}
+    layout = SensitivityLayout.of(flux, extremes, folds=1)
+    taps, latent = (
+        layout.taps(flux),
+        mx.array(rng.standard_normal((1, 4, 6, 16)).astype(np.float32)),
+    )
+    direction = mx.array(Projections().of([0], 0, 0, latent.shape[1:]))
+
+    def denoise(latent, _step):
+        flux.latent = mx.concatenate([latent, latent])
+        positive, negative = flux.forward().split(2)
+        return latent - (negative + 3 * (positive - negative))
+
+    found = gradients(denoise, taps, layout, latent=latent, step=0, sigma=1.0, direction=direction)
+    site_of = {each.name: each.site for each in layout.linears}
+    for site in ("uni_00.qkv_in", "uni_00.fc1_in", "uni_01.post_gelu", "mm_01_txt.fc1_in"):
+        gradient = np.array(found.at_inputs[site])
+        error = rng.standard_normal(gradient.shape).astype(np.float32)
+
+        def moved(width, site=site, error=error):
+            def shifted(name, linear, x):
+                return linear(
+                    x + width * mx.array(error).reshape(x.shape) if site_of[name] == site else x
+                )
+
+            with taps.around(shifted):
+                velocity = np.array(latent - denoise(latent, 0), np.float64)
+            return np.vdot(np.array(direction), velocity)
+
+        slope = (moved(0.01) - moved(-0.01)) / 0.02
+        assert slope == pytest.approx(float(np.vdot(gradient, error)), rel=0.02, abs=0.02), site
 
 
 # --- nothing is left behind -----------------------------------------------------------------

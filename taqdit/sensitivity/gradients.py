@@ -79,7 +79,8 @@ def gradients(
     """The gradients of <direction, v> at latents (N, h, w, 16), v = (latent - clean) / sigma.
 
     `denoise(latent, step)` is the guided clean latent. `taps` are those of the layout; the model is
-    as before when this returns or raises, and its parameters were never touched.
+    as before when this returns or raises, and its parameters were never touched. A model of float16
+    activations computes in float32 from its first site on: its outputs are then not bit-equal.
     """
     site_of = {each.name: each.site for each in layout.linears}
 

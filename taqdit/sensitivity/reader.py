@@ -51,7 +51,7 @@ class SensitivityProbe:
         self._read: list[tuple[int, Gradients, tuple[mx.array, mx.array]]] = []
 
     def watch(self, denoise: Denoise) -> Denoise:
-        """A denoiser with the same outputs that is differentiated."""
+        """A denoiser with the same outputs (see `gradients`) that is differentiated."""
 
         def watched(latent: mx.array, step: int) -> mx.array:
             for probe in range(self._projections.probes):
