@@ -1,6 +1,6 @@
 """Does the predicted velocity error hold? Predicted against measured, on captions and seeds apart.
 
-    uv run python tests/benchmarks/validity.py [--points 12] [--measured 4] [--probes 1]
+    uv run python tests/benchmarks/validity.py [--points 12] [--measured 4] [--probes 1] [--totals]
 
 The embedded model, 30 steps, CFG 2. From 8 trajectories of the captions in `shapes`, at --points of
 their steps: ranges of least squared error (what the analysis picks), and the sensitivity of every
@@ -158,16 +158,17 @@ def rounding_errors(model, layout):
     }
 
 
-def schemes_of(known):
-    """Everything that is measured, by name."""
+def schemes_of(known, *, alone):
+    """Everything that is measured, by name; `alone`: single sites and weights, too."""
     sites = [site.name for site in known.layout.sites]
     schemes = {}
     for bits, picked in known.picked.items():
-        schemes |= {(site, bits): FakeQuantized({site: picked[site]}) for site in sites}
+        if alone:
+            schemes |= {(site, bits): FakeQuantized({site: picked[site]}) for site in sites}
         schemes[f"A{bits}"] = FakeQuantized(picked)
     for kind, errors in known.errors.items():
         schemes["W", kind] = FakeQuantized(weights=errors)
-        if kind in ALONE:
+        if alone and kind in ALONE:
             one = {(name, kind): FakeQuantized(weights={name: e}) for name, e in errors.items()}
             schemes |= one
     for name, (kind, bits) in TOGETHER.items():
@@ -210,13 +211,16 @@ def main():
     parser.add_argument("--points", type=int, default=12)
     parser.add_argument("--measured", type=int, default=4)
     parser.add_argument("--probes", type=int, default=1)
+    parser.add_argument(
+        "--totals", action="store_true", help="measure nothing alone: 30 times less"
+    )
     options = parser.parse_args()
     print(f"{backend.describe()['blas']}, {backend.threads()} threads of {os.cpu_count()} cores")
     model = tiny().load()
     known = Calibrated(model, points=options.points, probes=options.probes)
     every = max(1, options.points // options.measured)
     steps = known.steps[::-1][::every][: options.measured][::-1]
-    schemes, started = schemes_of(known), time.perf_counter()
+    schemes, started = schemes_of(known, alone=not options.totals), time.perf_counter()
     measured, power = measure(model, known, schemes, steps)
     spent = time.perf_counter() - started
     print(f"measured {len(schemes)} quantized forwards at steps {steps}: {spent:.0f} s\n")
@@ -226,10 +230,10 @@ def main():
     )
     by_site = {b: np.array([known.site_errors(s, b, steps) for s in sites]) for b in BITS}
     by_weight = {k: np.array([known.weight_errors(n, k, steps) for n in names]) for k in WEIGHTS}
-    for bits in BITS:
+    for bits in BITS if not options.totals else ():
         alone = np.array([measured[site, bits] for site in sites])
         compare(f"sites one by one, {bits} bits", by_site[bits] @ dt, alone @ dt)
-    for kind in ALONE:
+    for kind in ALONE if not options.totals else ():
         alone = np.array([measured[name, kind] for name in names])
         title = f"weights one by one, 4 bits, {'group 64' if kind[1] else 'channel'}"
         compare(title, by_weight[kind] @ dt, alone @ dt)
