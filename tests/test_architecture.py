@@ -12,7 +12,7 @@ LEVELS = (  # a room imports rooms of lower levels only; those of one level meet
     {"schedule", "sampler", "prompts", "timestep_selection", "tracking"},
     {"activations"},
     {"models", "tracer", "trajectories", "calibration", "analysis"},
-    {"plots"},
+    {"plots", "sensitivity"},
     {"stages"},
     {"config"},
     {"report"},

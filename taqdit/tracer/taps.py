@@ -1,4 +1,4 @@
-"""Taps: read what enters the linears of a transformer while a forward is built.
+"""Taps: read, or change, what enters the linears of a transformer while a forward is built.
 
 A patched `__call__` of one instance never runs in Python, and a wrapper in a module's place would
 change the paths of its parameters. So for the time of one forward each tapped module's class is a
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from itertools import repeat
 
 from taqdit.backend import mx, nn
@@ -20,6 +21,8 @@ _MARK = "_taqdit_tap"  # an attribute that only the classes of tapped modules ha
 _LINEARS = (nn.Linear, nn.QuantizedLinear)
 
 Read = Callable[[str, mx.array], None]
+Call = Callable[[str, Callable[[mx.array], mx.array], mx.array], mx.array]
+"""(name, the linear's own call, its input) -> what the forward takes for its output."""
 
 
 class Taps:
@@ -46,14 +49,25 @@ class Taps:
         self._refuse_tapped()
         self._classes: dict[type, type] = {}
         self._own: list[type] = []  # while reading: the modules' own classes
-        self._read: Read = _ignore
+        self._call: Call = _own_call
 
-    @contextmanager
-    def reading(self, read: Read) -> Iterator[None]:
+    def reading(self, read: Read) -> AbstractContextManager[None]:
         """While it lasts, every call of a tapped module calls `read(site name, input)` first.
 
         The inputs are the very arrays (rows, tokens, 1, width) that the forward computes with,
         lazy, in its dtype; outputs are bit-identical. A module that is called twice is read twice.
+        """
+
+        def read_first(name: str, linear: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+            read(name, x)
+            return linear(x)
+
+        return self.around(read_first)
+
+    @contextmanager
+    def around(self, call: Call) -> Iterator[None]:
+        """While it lasts, a call of a tapped module is `call(site name, its own call, input)`.
+
         Raises ModelError if a tapped module is being read already, and at the end if one was never
         called; afterwards, whatever happened, every module has its own class again.
 
@@ -63,15 +77,15 @@ class Taps:
         self._refuse_tapped()
         called: set[str] = set()
 
-        def note(name: str, array: mx.array) -> None:
+        def note(name: str, linear: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
             called.add(name)
-            read(name, array)
+            return call(name, linear, x)
 
         self._own = list(map(type, self._modules))
         tapped = [self._subclass(own) for own in self._own]
         try:
             try:
-                self._read = note
+                self._call = note
                 _set_classes(self._modules, tapped)
                 yield
             finally:
@@ -90,7 +104,7 @@ class Taps:
         For a `finally` around the whole `with` of a reading; does nothing where all is well.
         """
         _set_classes(self._modules, self._own)
-        self._own, self._read = [], _ignore
+        self._own, self._call = [], _own_call
 
     def _refuse_tapped(self) -> None:
         busy = [n for m, n in zip(self._modules, self._names.values(), strict=True) if _tapped(m)]
@@ -102,8 +116,8 @@ class Taps:
         if own not in self._classes:
 
             def call(module: nn.Module, x: mx.array) -> mx.array:
-                self._read(self._names[id(module)], x)
-                return own.__call__(module, x)  # type: ignore[operator]
+                itself = partial(own.__call__, module)  # type: ignore[operator]
+                return self._call(self._names[id(module)], itself, x)
 
             self._classes[own] = type(f"Tapped{own.__name__}", (own,), {"__call__": call, _MARK: 1})
         return self._classes[own]
@@ -114,8 +128,9 @@ def _set_classes(modules: Sequence[nn.Module], classes: Sequence[type]) -> None:
     deque(map(object.__setattr__, modules, repeat("__class__"), classes), maxlen=0)
 
 
-def _ignore(_name: str, _array: mx.array) -> None:
-    """Reads nothing."""
+def _own_call(_name: str, linear: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+    """Changes nothing."""
+    return linear(x)
 
 
 def _tapped(module: nn.Module) -> bool:

@@ -1,0 +1,1 @@
+"""How much an error at a site or in a weight moves the velocity: read, predicted, measured."""
