@@ -196,16 +196,17 @@ def measure(model, known, schemes, steps):
     return {name: np.array(each) for name, each in found.items()}, np.array(power)
 
 
-def compare(title, predicted, measured):
+def compare(title, names, predicted, measured):
     """One line: rank correlation and offsets of (n,) errors; what has no effect is left out."""
     rank = spearmanr(predicted, measured).statistic
-    moved = (predicted > 0) & (measured > 0)
+    moved = np.flatnonzero((predicted > 0) & (measured > 0))
     off = 10 * np.log10(predicted[moved] / measured[moved])
     total = 10 * np.log10(predicted.sum() / measured.sum())
+    worst = np.abs(off).argmax()
     print(
-        f"{title:<34} Spearman {rank:.3f}   off: median {np.median(off):+.2f} dB,"
-        f" median size {np.median(np.abs(off)):.2f}, largest {np.abs(off).max():.1f},"
-        f" sum {total:+.2f}   ({len(predicted)})"
+        f"{title:<36} Spearman {rank:.3f}   off: median {np.median(off):+.2f} dB,"
+        f" median size {np.median(np.abs(off)):.2f}, largest {off[worst]:+.1f}"
+        f" ({names[moved[worst]]}), sum {total:+.2f}   ({len(predicted)})"
     )
 
 
@@ -236,11 +237,11 @@ def main():
     by_weight = {k: np.array([known.weight_errors(n, k, steps) for n in names]) for k in WEIGHTS}
     for bits in BITS if not options.totals else ():
         alone = np.array([measured[site, bits] for site in sites])
-        compare(f"sites one by one, {bits} bits", by_site[bits] @ dt, alone @ dt)
+        compare(f"sites one by one, {bits} bits", sites, by_site[bits] @ dt, alone @ dt)
     for kind in ALONE if not options.totals else ():
         alone = np.array([measured[name, kind] for name in names])
         title = f"weights one by one, 4 bits, {'group 64' if kind[1] else 'channel'}"
-        compare(title, by_weight[kind] @ dt, alone @ dt)
+        compare(title, names, by_weight[kind] @ dt, alone @ dt)
     print("\nvelocity error, dB                 predicted   measured      off")
     rows = {f"A{bits}": by_site[bits].sum(axis=0) for bits in BITS}
     rows |= {("W", kind): errors.sum(axis=0) for kind, errors in by_weight.items()}
