@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 from ledger import shows
 from statistics_oracle import statistics_of as on_host
-from test_reduce import as_numpy
-from test_reduce import statistics_of as on_device
+from test_reduce import as_numpy, both
+from test_reduce import statistics_of as reduced_by
 
 from taqdit.activations import Histogram, Layout, Site
 from taqdit.backend import mx
@@ -30,13 +30,14 @@ def channel(name, rng, size):
     return np.clip(mean + std * rng.normal(size=size), -65_504, 65_504)
 
 
+@both
 @pytest.mark.parametrize("type_", TYPES)
 @shows("P9", "a million rows of 65,504, of both signs, of deviation 300: within 1e-6 of float64")
-def test_a_million_rows_do_not_overflow(type_):
+def test_a_million_rows_do_not_overflow(reader, type_):
     rng = np.random.default_rng(1)
     columns = [channel(name, rng, ROWS) for name in CHANNELS]
     activation = mx.array(np.stack(columns, axis=-1).astype(np.float32)).astype(TYPES[type_])
-    found, _, _ = on_device(activation.reshape(4, ROWS // 4, 1, len(CHANNELS)))
+    found, _ = reduced_by(reader, activation.reshape(4, ROWS // 4, 1, len(CHANNELS)))
     exact = as_numpy(activation[None]).reshape(ROWS, -1).astype(np.float64)
     assert np.isfinite(found.mean).all()
     np.testing.assert_allclose(found.variance, exact.var(axis=0), rtol=1e-6)
@@ -86,11 +87,12 @@ def test_any_number_of_parts_gives_the_same(stream):
     return trials
 
 
+@both
 @shows("P10", "channels of mean up to 10,000 deviations, merged of 256 batches on the device")
-def test_the_variance_is_that_of_float64(stream):
+def test_the_variance_is_that_of_float64(reader, stream):
     found = None
     for number in range(0, BATCHES, 8):
-        part, _, _ = on_device(mx.array(stream[number : number + 8]))
+        part, _ = reduced_by(reader, mx.array(stream[number : number + 8]))
         found = part if found is None else found.merged(part)
     exact = stream.reshape(-1, len(FAR)).astype(np.float64)
     error = np.abs(found.variance / exact.var(axis=0) - 1)
@@ -106,15 +108,16 @@ NANS = np.uint32(
 SPECIAL = np.concatenate([NANS.view(np.float32), np.float32([np.inf, -np.inf])])
 
 
+@both
 @shows("P10", "every bin of a histogram, zeros, NaN, Inf: they sum to the count exactly")
-def test_the_bins_sum_to_the_count():
+def test_the_bins_sum_to_the_count(reader):
     rng, trials = np.random.default_rng(3), 0
     for odd in range(5):
         size = (3, 50, 2)
         values = np.float32(10.0 ** rng.uniform(-9, 4, size) * rng.choice([-1.0, -0.0, 1.0], size))
         places = rng.choice(values.size, len(SPECIAL) * min(odd, 1) + odd, replace=False)
         values.ravel()[places] = np.resize(SPECIAL, len(places))
-        found, _, _ = on_device(mx.array(values), masked=True)
+        found, _ = reduced_by(reader, mx.array(values), masked=True)
         finite = values[np.isfinite(values)]
         assert (np.signbit(finite) & (finite == 0)).any()
         shown = Histogram.of([found.values[0]], low=finite.min(), high=finite.max())
