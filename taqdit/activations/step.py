@@ -23,7 +23,8 @@ _NONE = np.empty(0, np.uint32)
 class ChannelSums(NamedTuple):
     """Sums over the tokens of one batch at one step, (C,) each: lazy on a device, or numpy's.
 
-    `shift`, and the sums of x - shift and of its square, float32; `low`, `high` float32;
+    `shift` float32, and the sums of x - shift and of its square, float32 from a device and float64
+    from the host; `low`, `high` float32;
     `negative`, `top`, `near`: tokens below zero, in the octave of the channel's absmax, and in
     that octave or the one below; `missing`: tokens that hold NaN or Inf (None: not one).
     """
